@@ -1,0 +1,4 @@
+"""Backbones for the registries of OpenMMLab."""
+from .dyrep_backbone import DyRepBackbone
+
+__all__ = ['DyRepBackbone']

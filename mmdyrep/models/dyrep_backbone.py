@@ -1,0 +1,360 @@
+"""The registry's face of the surgery: a backbone whose convolutions can grow and shrink."""
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+import torch
+from mmengine.model import BaseModule, initialize
+from mmengine.registry import MODELS
+from mmengine.runner import CheckpointLoader
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmdyrep import reparam
+from mmdyrep.fileio import read_json
+from mmdyrep.reparam import Block, StructureError, structure as structures, surgery
+
+from . import loading
+from .guard import watch
+from .norms import norm_maker
+from .probing import probe_backbone
+from .wrapping import Extension, extended
+
+
+@dataclass
+class Settings:
+    """What the wrapper knows beside the modules; names, never modules, since those get replaced."""
+
+    space: List[str]
+    gamma_init: float
+    max_depth: int
+    norm_cfg: Optional[dict]
+    exclude: Tuple[str, ...]
+    input_shape: Optional[Tuple[int, ...]]
+    static: bool
+    pinned: bool
+    survey: Optional[reparam.Survey] = None
+    deployed: bool = False
+
+    def excludes(self, name: str) -> bool:
+        return any(name == part or name.startswith(part + '.') for part in self.exclude)
+
+
+def _checked(space, static, structure, gamma_init, max_depth, norm_cfg, exclude, input_shape) -> Settings:
+    if isinstance(exclude, str):
+        raise TypeError(f"exclude takes a sequence of names, got the string {exclude!r}; write exclude=('{exclude}',)")
+    if not isinstance(gamma_init, (int, float)) or not math.isfinite(gamma_init) or gamma_init <= 0:
+        raise ValueError(f'gamma_init must be a positive number, got {gamma_init!r}')
+    if not isinstance(max_depth, int) or max_depth < 1:
+        raise ValueError(f'max_depth must be a whole number of at least 1, got {max_depth!r}')
+    if static and structure is not None:
+        raise ValueError('static=True expands every op; give it or a structure, not both')
+    if isinstance(input_shape, int):
+        input_shape = (input_shape, input_shape)
+    if input_shape is not None and len(input_shape) not in (2, 3):
+        raise ValueError(f'input_shape is (H, W) or (C, H, W), got {input_shape!r}')
+    names = reparam.resolve_space(space)
+    if len(names) < 2:
+        raise ValueError(f"the operation space {space!r} has no branch beside 'kxk'")
+    return Settings(names, float(gamma_init), max_depth, norm_cfg, tuple(exclude),
+                    tuple(input_shape) if input_shape else None, static, bool(static or structure is not None))
+
+
+def _build(backbone: Union[Mapping, nn.Module]) -> nn.Module:
+    if isinstance(backbone, nn.Module):
+        return backbone
+    try:
+        inner = MODELS.build(backbone)
+    except KeyError as error:
+        kind = backbone.get('type') if isinstance(backbone, Mapping) else backbone
+        raise KeyError(f'backbone type {kind!r} is not in the registry of the current scope. Name its library, as in '
+                       f"type='mmdet.{kind}', or set default_scope in the config. ({error})") from error
+    return inner
+
+
+@MODELS.register_module()
+class DyRepBackbone(Extension):
+    """Make the convolutions of a backbone re-parameterizable (Section 4 of the paper).
+
+    What is returned is the backbone itself, its class extended: keys of the state dict, attributes,
+    ``init_weights`` and ``train`` are those of the plain one. A checkpoint with blocks brings its structure;
+    a plain one makes an expanded model plain again, unless ``static`` or ``structure`` pins the structure.
+
+    Args:
+        backbone (dict or nn.Module): Config of a registered backbone, built in the current scope, or a
+            module, which is changed in place.
+        space (str or Sequence[str]): Operation space of Table 1, 'repvgg', 'dbb' or 'dyrep', or branch names.
+        static (bool): Expand every eligible op at construction, with gamma 1 and scale 1. Defaults to False.
+        structure (dict or str, optional): Structure, or the path of its JSON file, to start from.
+        gamma_init (float): First scale of a new branch's last batch norm. Defaults to 0.01.
+        max_depth (int): How many blocks a new branch may lie in. Defaults to 2.
+        norm_cfg (dict, optional): Norm of the branches. Defaults to class, eps, momentum of the one behind the op.
+        exclude (Sequence[str]): Names, or leading parts of names, of convolutions to leave alone.
+        input_shape (tuple, optional): (H, W) or (C, H, W) of the probe that finds the batch norms, and of MACs.
+        pretrained (str, optional): As ``init_cfg=dict(type='Pretrained', checkpoint=...)``; a ``backbone.``
+            prefix of its keys is found.
+        init_cfg (dict, optional): Replaces that of the inner backbone.
+
+    Example:
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> from mmdyrep import DyRepBackbone
+        >>> net = DyRepBackbone(resnet18()).eval()
+        >>> before = net(torch.ones(1, 3, 64, 64))
+        >>> net.expand('layer1.0.conv1', ['1x1', '1x1_kxk'])
+        >>> net.structure['ops']
+        {'layer1.0.conv1': ['kxk', '1x1', '1x1_kxk']}
+        >>> torch.allclose(net(torch.ones(1, 3, 64, 64)), before, atol=1e-4)
+        True
+    """
+
+    prefix = 'DyRep'
+
+    def __new__(cls, backbone, space='dyrep', static=False, structure=None, gamma_init=0.01, max_depth=2,
+                norm_cfg=None, exclude=(), input_shape=None, pretrained=None, init_cfg=None):
+        settings = _checked(space, static, structure, gamma_init, max_depth, norm_cfg, exclude, input_shape)
+        if pretrained is not None and init_cfg is not None:
+            raise ValueError('give pretrained or init_cfg, not both')
+        if isinstance(structure, (str, os.PathLike)):
+            structure = read_json(structure)
+        inner = _build(backbone)
+        if isinstance(inner, DyRepBackbone) or any(isinstance(module, Block) for module in inner.modules()):
+            raise ValueError(f'{type(inner).__name__} is wrapped by DyRepBackbone already')
+        inner.__class__ = extended(cls, type(inner))
+        inner._dyrep = settings
+        if pretrained is not None:
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+        if init_cfg is not None:
+            inner.init_cfg = init_cfg
+        if static:
+            fits = {name: reparam.fitting(settings.space, surgery.geometry_of(inner.get_submodule(name)))
+                    for name in inner.survey.ops if not settings.excludes(name)}
+            ops = {name: ['kxk', *branches] for name, branches in fits.items() if branches}
+            if not ops:
+                raise ValueError(f'static=True, but no op can be expanded: {inner.why_none()}')
+            structure = {'version': structures.VERSION, 'ops': ops}
+        if structure is not None:
+            inner.load_structure(structure)
+        state = loading.local_state(getattr(inner, 'init_cfg', None))
+        if state is not None and loading.looks_augmented(state):
+            inner._match(state)
+        return inner
+
+    def __init__(self, *args, **kwargs) -> None:
+        """Nothing is left to do: `__new__` returns a finished backbone."""
+
+    # ------------------------------------------------------------------ what there is
+
+    @property
+    def survey(self) -> reparam.Survey:
+        """Ops of the plain backbone that can be expanded, found by one forward pass when first asked for."""
+        if self._dyrep.survey is None:
+            self._dyrep.survey = probe_backbone(self, self._dyrep.input_shape)
+        return self._dyrep.survey
+
+    @property
+    def structure(self) -> Dict[str, Any]:
+        """``{'version': 1, 'ops': {op: branch names}}``, nested ops as entries of their own, parents first."""
+        return reparam.describe(self)
+
+    def candidates(self) -> List[str]:
+        """Names of the ops that can be expanded now, in the order of the network."""
+        return [name for name, reason in self._reasons().items() if not reason]
+
+    def skipped(self) -> Dict[str, str]:
+        """Convolutions that can't be expanded now, and why."""
+        return {name: reason for name, reason in self._reasons().items() if reason}
+
+    def why_none(self) -> str:
+        """The reasons of :meth:`skipped` in short, most frequent first."""
+        reasons: Dict[str, List[str]] = {}
+        for name, reason in self.skipped().items():
+            reasons.setdefault(reason, []).append(name)
+        counted = sorted(reasons.items(), key=lambda item: -len(item[1]))
+        parts = [f'{len(names)} x {reason} ({names[0]}{", ..." if names[1:] else ""})' for reason, names in counted[:5]]
+        return '; '.join(parts) or 'it has no 2D convolution'
+
+    def norm_behind(self, name: str) -> Optional[_BatchNorm]:
+        """Batch norm that reads the output of an op, nested or not; None where the op has a bias instead."""
+        return reparam.norm_behind(self, name, self.survey.ops)
+
+    def _ops(self) -> List[str]:
+        return [name for op in self.survey.ops for name in structures.ops_within(self, op)]
+
+    def _reasons(self) -> Dict[str, str]:
+        if self._dyrep.deployed:
+            return {}
+        found = {name: self._reason(name) for name in self._ops()
+                 if not isinstance(self.get_submodule(name), Block)}
+        found.update(self.survey.reasons)
+        order = {name: place for place, (name, _) in enumerate(self.named_modules())}
+        return dict(sorted(found.items(), key=lambda item: order.get(item[0], -1)))
+
+    def _reason(self, name: str) -> str:
+        op, depth, space = self.get_submodule(name), structures.depth_of(name), self._dyrep.space
+        geometry = surgery.geometry_of(op)
+        if self._dyrep.excludes(name):
+            return 'excluded'
+        if not op.weight.requires_grad:
+            return 'frozen'
+        if depth >= self._dyrep.max_depth:
+            return f'lies in {depth} blocks already (max_depth={self._dyrep.max_depth})'
+        if not reparam.fitting(space, geometry):
+            misfits = [f'{branch} {reparam.BRANCHES[branch].misfit(geometry)}' for branch in space if branch != 'kxk']
+            return f'no branch of the space fits: {"; ".join(misfits)}'
+        return ''
+
+    # ------------------------------------------------------------------ Rep and Dep
+
+    def expand(self, name: str, branches: Optional[Sequence[str]] = None, *,
+               generator: Optional[torch.Generator] = None, measure: Optional[reparam.Measure] = None) -> List[str]:
+        """Add branches to an op, output-preserving in eval mode (Rep, Eq. 6); on a block, those that are missing.
+
+        Args:
+            name (str): A convolution or a block.
+            branches (Sequence[str], optional): Defaults to all of the space that fit.
+            generator (torch.Generator, optional): Source of the new weights. Defaults to PyTorch's own.
+            measure (callable, optional): Statistics on training batches. Defaults to the running ones.
+
+        Returns:
+            list[str]: The branches that were added; empty if nothing was missing.
+
+        Raises:
+            ValueError: If the op can't be expanded or a branch does not fit; nothing has been changed.
+        """
+        geometry = self._require_op(name)
+        if branches is None:
+            branches = reparam.fitting(self._dyrep.space, geometry)
+        for branch in branches:
+            reason = reparam.BRANCHES[branch].misfit(geometry) if branch in reparam.BRANCHES else \
+                f'is unknown; there are {list(reparam.BRANCHES)}'
+            if reason:
+                raise ValueError(f'{name}: branch {branch!r} {reason}')
+        if structures.depth_of(name) >= self._dyrep.max_depth:
+            raise ValueError(f'{name} lies in {structures.depth_of(name)} blocks already '
+                             f'(max_depth={self._dyrep.max_depth})')
+        added = surgery.expand(self, name, branches, self.survey.ops, generator=generator, measure=measure,
+                               **self._options())
+        self._changed()
+        return added
+
+    def remove(self, name: str, branches: Union[str, Sequence[str]], *,
+               measure: Optional[reparam.Measure] = None) -> None:
+        """Absorb branches into the original, output-preserving in eval mode (Dep, Eq. 10).
+
+        When the last one goes, the op is the plain convolution again.
+
+        Args:
+            name (str): A block.
+            branches (str or Sequence[str]): Branches of it; ``kxk`` stays.
+            measure (callable, optional): Statistics on training batches, for the original's norm.
+
+        Raises:
+            ValueError: If there is no such block or branch; nothing has been changed.
+        """
+        branches = [branches] if isinstance(branches, str) else list(branches)
+        block = reparam.blocks_of(self).get(name)
+        if block is None:
+            raise ValueError(f'{name} is no block; there are {list(reparam.blocks_of(self))}')
+        wrong = [branch for branch in branches if branch not in block.added]
+        if wrong or not branches:
+            raise ValueError(f'{name}: no branch {wrong} to remove, it has {block.added} beside the original')
+        surgery.remove(self, name, branches, self.survey.ops, measure)
+        self._changed()
+
+    def load_structure(self, structure: Mapping[str, Any]) -> None:
+        """Reach a structure by expanding and removing, the function kept.
+
+        Raises:
+            StructureError: If it does not fit, with the op's name; nothing has been changed.
+        """
+        target = structures.check(structure, self, self.survey.ops, self.survey.reasons)
+        if target == self.structure['ops']:
+            return
+        surgery.to_structure(self, target, self.survey.ops, **self._options())
+        self._changed()
+
+    def to_plain(self) -> nn.Module:
+        """The backbone as configured, fused; this one is left as it is."""
+        plain = reparam.fused_copy(self, self.survey.ops if self.structure['ops'] else {})
+        del plain._dyrep
+        return plain.unwrap()
+
+    def switch_to_deploy(self) -> None:
+        """Fuse every block in place, then do what the inner class does for deployment, if anything."""
+        if self.structure['ops']:
+            reparam.fold_all(self, self.survey.ops)
+            self._changed()
+        inherited = getattr(super(), 'switch_to_deploy', None)
+        if inherited is not None and not self._dyrep.deployed:
+            inherited()
+        self._dyrep.deployed = True
+
+    def _require_op(self, name: str) -> reparam.Geometry:
+        if self._dyrep.deployed or name not in self._ops():
+            reason = self.survey.reasons.get(name, 'there is no convolution of this name that can be expanded')
+            raise ValueError(f'{name} can not be expanded: {reason}')
+        return surgery.geometry_of(self.get_submodule(name))
+
+    def _options(self) -> Dict[str, Any]:
+        settings = self._dyrep
+        return dict(gamma=1.0 if settings.static else settings.gamma_init, rescale=not settings.static,
+                    make_norm=norm_maker(settings.norm_cfg))
+
+    def _changed(self) -> None:
+        self.train(self.training)
+        watch(self)
+        info = getattr(self, '_params_init_info', None)
+        if info is not None:
+            # in the middle of init_weights: mmengine looks up each parameter in this table
+            for module in self.modules():
+                module._params_init_info = info
+            for parameter in self.parameters():
+                if parameter not in info:
+                    info[parameter] = dict(init_info='Re-parameterized', tmp_mean_value=parameter.data.mean())
+
+    # ------------------------------------------------------------------ what nn.Module and BaseModule do
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """As the inner class; norms in a block follow the one behind it, frozen statistics included."""
+        super().train(mode)
+        for name, block in reparam.blocks_of(self).items():
+            follower = self.norm_behind(name) if not structures.depth_of(name) else None
+            if follower is not None:
+                block.follow(follower)
+        return self
+
+    def init_weights(self) -> None:
+        """As the inner class; new branches start with ``gamma_init`` (static ones with 1)."""
+        cfg = getattr(self, 'init_cfg', None)
+        pretrained = isinstance(cfg, dict) and cfg.get('type') in ('Pretrained', 'PretrainedInit')
+        if pretrained and not cfg.get('prefix'):
+            file = CheckpointLoader.load_checkpoint(cfg['checkpoint'], map_location='cpu', logger=None)
+            prefix = loading.prefix_of(file.get('state_dict', file))
+            if prefix:
+                self.init_cfg = dict(cfg, prefix=prefix)
+        inherited = getattr(super(), 'init_weights', None)
+        if inherited is not None:
+            inherited()
+        if cfg is not None and not isinstance(self, BaseModule):
+            initialize(self, self.init_cfg)
+        if not pretrained:
+            gamma = self._options()['gamma']
+            for block in reparam.blocks_of(self).values():
+                for name in block.added:
+                    nn.init.constant_(block.branches[name].bn.weight, gamma)
+
+    def _match(self, state_dict: Dict[str, Any], prefix: str = '') -> None:
+        keys = [key[len(prefix):] for key in state_dict if key.startswith(prefix)]
+        if self.structure['ops'] or loading.looks_augmented(keys):
+            self.load_structure(loading.target_structure(self, keys, self.survey.ops, self._dyrep.pinned))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        self._match(state_dict, prefix)
+        if self.structure['ops']:
+            loading.take_plain_weights(self, state_dict, prefix, self.survey.ops)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+__all__ = ['DyRepBackbone', 'StructureError']

@@ -1,0 +1,28 @@
+"""The norm of the branches from a config."""
+from functools import partial
+from typing import Callable, Optional
+
+from mmengine.registry import MODELS
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmdyrep.reparam.branches import MakeNorm
+
+
+def norm_maker(norm_cfg: Optional[dict]) -> Optional[Callable[[Optional[_BatchNorm]], MakeNorm]]:
+    """What makes a maker of norms out of the norm behind an op; None leaves that to the surgery."""
+    return partial(_fixed, norm_cfg) if norm_cfg is not None else None
+
+
+def _fixed(norm_cfg: dict, behind: Optional[_BatchNorm]) -> MakeNorm:
+    return partial(_make, norm_cfg)
+
+
+def _make(norm_cfg: dict, channels: int) -> _BatchNorm:
+    cfg = dict(norm_cfg)
+    requires_grad = cfg.pop('requires_grad', True)
+    kind = cfg.pop('type', None)
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    if not isinstance(kind, type) or not issubclass(kind, _BatchNorm):
+        raise ValueError(f'norm_cfg must name a batch norm (BN, SyncBN), got {norm_cfg}')
+    norm = kind(channels, **cfg)
+    return norm.requires_grad_(requires_grad)

@@ -1,0 +1,14 @@
+"""Structural re-parameterization in pure PyTorch: works without any of the OpenMMLab libraries."""
+from .block import Block, Measure, Statistics
+from .branches import BRANCHES, SPACES, resolve_space
+from .eligible import Survey, fitting, survey
+from .geometry import Geometry
+from .probe import probe
+from .structure import StructureError, blocks_of, depth_of, describe, ops_in_keys
+from .surgery import expand, fold, fold_all, fused_copy, norm_behind, remove, to_structure
+
+__all__ = [
+    'BRANCHES', 'Block', 'Geometry', 'Measure', 'SPACES', 'Statistics', 'StructureError', 'Survey', 'blocks_of',
+    'depth_of', 'describe', 'expand', 'fitting', 'fold', 'fold_all', 'fused_copy', 'norm_behind', 'ops_in_keys',
+    'probe', 'remove', 'resolve_space', 'survey', 'to_structure'
+]

@@ -1,0 +1,251 @@
+"""A convolution trained as the sum of several branches (Figure 3)."""
+from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import kernels
+from .branches import BRANCHES, Branch, MakeNorm, kernel_of
+from .geometry import Geometry
+from .kernels import Kernel
+
+# Below this, a channel's gamma is moved into the weight before something is absorbed by division.
+TINY_GAMMA = 1e-3
+
+
+class Statistics(NamedTuple):
+    """Mean and variance of a map over batch and space, both of shape (C,)."""
+
+    mean: Tensor
+    var: Tensor
+
+
+# Measures the inputs of batch norms on training batches, in train mode; without it running statistics serve.
+Measure = Callable[[Sequence[_BatchNorm]], List[Statistics]]
+
+
+def restate(bn: _BatchNorm, statistics: Statistics) -> None:
+    """Give a batch norm other running statistics; gamma and beta change so that its eval output does not."""
+    mean, var = (value.double() for value in statistics)
+    factor = kernels.gain(bn)
+    beta = bn.bias.detach().double() + (mean - bn.running_mean.double()) * factor
+    _store(bn, mean, var, factor * (var + bn.eps).sqrt(), beta)
+
+
+@torch.no_grad()
+def _store(bn: _BatchNorm, mean: Tensor, var: Tensor, gamma: Tensor, beta: Tensor) -> None:
+    bn.running_mean.copy_(mean)
+    bn.running_var.copy_(var)
+    bn.weight.copy_(gamma)
+    bn.bias.copy_(beta)
+
+
+def _draw(branch: Branch, gamma: float, generator: Optional[torch.Generator]) -> None:
+    """Draw the convolutions as PyTorch does, on the CPU, so that a seed gives the same on every device."""
+    for module in branch.modules():
+        if isinstance(module, nn.Conv2d):
+            bound = module.weight[0].numel() ** -0.5
+            module.weight.detach().copy_(torch.empty(module.weight.shape).uniform_(-bound, bound, generator=generator))
+    nn.init.constant_(branch.bn.weight, gamma)
+
+
+class Block(nn.Module):
+    """Branches around an original convolution: ``scale * sum_j BN_j(op_j(x))``.
+
+    ``scale``, shape (C_out,), is the deviation of the op's output when it was first expanded. It lets the
+    branches work on normalized values, so that a gamma means the same in every op.
+
+    Args:
+        conv (nn.Conv2d): The original; the module itself moves into the block, its bias into the batch norm.
+        make_norm (callable): Makes a batch norm for a number of channels.
+        behind (Statistics, optional): Mean and variance of the op's output. Defaults to 0 and 1.
+        rescale (bool): False keeps the scale at 1. Defaults to True.
+    """
+
+    def __init__(self, conv: nn.Conv2d, make_norm: MakeNorm, behind: Optional[Statistics] = None,
+                 rescale: bool = True) -> None:
+        super().__init__()
+        self.geometry = Geometry.of(conv)
+        self.has_bias = conv.bias is not None
+        self.make_norm = make_norm
+        self.register_buffer('scale', torch.ones_like(conv.weight[:, 0, 0, 0]).detach())
+        self.branches = nn.ModuleDict()
+        kernel = kernels.of_conv(conv)
+        conv.bias = None
+        self._insert('kxk', BRANCHES['kxk'](self.geometry, make_norm, conv))
+        self.train(conv.training)
+        self.assign(kernel, behind, rescale and behind is not None)
+
+    @property
+    def origin(self) -> Branch:
+        """The branch with the original convolution, or with the block that this has become."""
+        return self.branches['kxk']
+
+    @property
+    def added(self) -> List[str]:
+        """Names of the branches beside the original."""
+        return [name for name in self.branches if name != 'kxk']
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map of shape (N, C_in, H, W) to (N, C_out, H', W')."""
+        branches = iter(self.branches.values())
+        out = next(branches)(x)
+        for branch in branches:
+            out += branch(x)
+        return out.mul_(self.scale.view(1, -1, 1, 1))
+
+    def kernel(self) -> Kernel:
+        """Convolution that the block is equivalent to in eval mode (Eq. 2)."""
+        return self._sum(self.branches.values()).scaled(self.scale.double())
+
+    def _sum(self, branches: Iterator[Branch]) -> Kernel:
+        shape = self.geometry.out_channels, self.geometry.in_channels // self.geometry.groups
+        weight = torch.zeros(*shape, *self.geometry.kernel_size, dtype=torch.float64, device=self.scale.device)
+        total = Kernel(weight, weight.new_zeros(shape[0]))
+        for branch in branches:
+            total += branch.kernel()
+        return total
+
+    def _insert(self, name: str, branch: Branch) -> None:
+        like = branch.conv.weight if name == 'kxk' else next(self.parameters())
+        branch.to(device=like.device, dtype=like.dtype).requires_grad_(like.requires_grad)
+        branch.train(self.training)
+        for module in branch.modules():
+            if isinstance(module, _BatchNorm) and name != 'kxk':
+                # follows frozen statistics too, see `follow`
+                module.train(self.origin.bn.training)
+        self.branches[name] = branch
+        # one order whatever the history: optimizer state is matched by position when a run is resumed
+        for known in BRANCHES:
+            if known in self.branches:
+                self.branches[known] = self.branches.pop(known)
+
+    def expand(self, names: Sequence[str], gamma: float, generator: Optional[torch.Generator] = None,
+               measure: Optional[Measure] = None, rescale: bool = False) -> None:
+        """Add branches and subtract them from the original, so that the sum stays what it was (Eq. 6, 8).
+
+        Args:
+            names (Sequence[str]): Branches that are not there yet and fit the geometry.
+            gamma (float): First scale of their last batch norms.
+            generator (torch.Generator, optional): Source of their weights.
+            measure (callable, optional): Measures statistics on training batches: of the new branches
+                before they are subtracted, of the original afterwards.
+            rescale (bool): Take the scale from the measured output, for a block just made.
+        """
+        before = self.kernel() if rescale and measure else None
+        fresh = []
+        for name in names:
+            with torch.random.fork_rng(devices=[]):
+                branch = BRANCHES[name](self.geometry, self.make_norm)
+            _draw(branch, gamma, generator)
+            self._insert(name, branch)
+            fresh.append(branch)
+        if measure:
+            norms = [norm for branch in fresh for norm in _norms(branch)]
+            measured = measure([self.origin.bn, *norms])
+            for norm, statistics in zip(norms, measured[1:]):
+                norm.running_mean.copy_(statistics.mean)
+                norm.running_var.copy_(statistics.var)
+            if rescale:
+                self.assign(before, measured[0], True)
+        if not (rescale and measure):
+            self.absorb(-self._sum(fresh).scaled(self.scale.double()))
+        self.settle(measure)
+
+    def remove(self, names: Sequence[str], measure: Optional[Measure] = None) -> None:
+        """Absorb branches into the original (Eq. 10)."""
+        gone = self._sum([self.branches[name] for name in names]).scaled(self.scale.double())
+        for name in names:
+            del self.branches[name]
+        self.absorb(gone)
+        self.settle(measure)
+
+    @torch.no_grad()
+    def absorb(self, kernel: Kernel) -> None:
+        """Add a kernel of the block's shape to what the original computes."""
+        bn, conv = self.origin.bn, self.origin.conv
+        part = kernel.scaled(1 / self.scale.double())
+        tiny = bn.weight.abs() < TINY_GAMMA
+        if tiny.any():
+            factor = torch.where(tiny, bn.weight, torch.ones_like(bn.weight)).double()
+            _multiply(conv, factor)
+            bn.running_mean.mul_(factor)
+            bn.weight[tiny] = 1
+        bn.bias.copy_(bn.bias.double() + part.bias)
+        weight = part.weight / kernels.gain(bn).view(-1, 1, 1, 1)
+        if isinstance(conv, Block):
+            conv.absorb(Kernel(weight, torch.zeros_like(part.bias)))
+        else:
+            conv.weight.copy_(conv.weight.double() + weight)
+
+    @torch.no_grad()
+    def assign(self, kernel: Kernel, behind: Optional[Statistics] = None, rescale: bool = True) -> None:
+        """Set the original so that the block computes ``kernel``; the other branches stay (Eq. 6).
+
+        Args:
+            kernel (Kernel): What the block shall be equivalent to.
+            behind (Statistics, optional): Mean and variance of the op's output without bias; None: 0 and 1.
+            rescale (bool): Make the deviation of the output the block's scale. Defaults to True.
+        """
+        bn, conv = self.origin.bn, self.origin.conv
+        zero = torch.zeros_like(kernel.bias)
+        mean, var = (value.double() for value in behind) if behind else (zero, zero + 1)
+        deviation = (var + bn.eps).sqrt()
+        if rescale:
+            self.scale.copy_(deviation)
+        scale = self.scale.double()
+        others = self._sum([self.branches[name] for name in self.added])
+        _store(bn, mean, var, deviation / scale, (mean + kernel.bias) / scale - others.bias)
+        weight = kernel.weight - others.weight * scale.view(-1, 1, 1, 1)
+        if isinstance(conv, Block):
+            conv.assign(Kernel(weight, zero), Statistics(mean, var))
+        else:
+            conv.weight.copy_(weight)
+
+    def settle(self, measure: Optional[Measure] = None) -> None:
+        """Calibrate the original's batch norms on its changed weight, the deepest one first."""
+        if measure is None:
+            return
+        if isinstance(self.origin.conv, Block):
+            self.origin.conv.settle(measure)
+        restate(self.origin.bn, measure([self.origin.bn])[0])
+
+    def follow(self, behind: _BatchNorm) -> None:
+        """Put the norms into the mode of the one behind the op: frozen statistics stay frozen in a block."""
+        for norm in _norms(self):
+            norm.train(behind.training)
+
+    @torch.no_grad()
+    def fold(self) -> Kernel:
+        """Write the block's function into its original convolution, which leaves the block.
+
+        Returns:
+            Kernel: What the block computed; its bias has a place in the convolution only if that had one.
+        """
+        kernel = self.kernel()
+        conv = self.original_conv()
+        conv.weight.copy_(kernel.weight)
+        if self.has_bias:
+            bias = nn.Parameter(kernel.bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
+            conv.bias = bias
+        return kernel
+
+    def original_conv(self) -> nn.Conv2d:
+        """The convolution that the block has grown from."""
+        conv = self.origin.conv
+        return conv.original_conv() if isinstance(conv, Block) else conv
+
+
+def _norms(module: nn.Module) -> List[_BatchNorm]:
+    return [child for child in module.modules() if isinstance(child, _BatchNorm)]
+
+
+def _multiply(op: nn.Module, factor: Tensor) -> None:
+    """Multiply the output channels of a convolution or a block."""
+    if isinstance(op, Block):
+        for branch in op.branches.values():
+            branch.bn.weight.mul_(factor)
+            branch.bn.bias.mul_(factor)
+    else:
+        op.weight.mul_(factor.view(-1, 1, 1, 1))

@@ -1,0 +1,216 @@
+"""The branches of Table 1. Each knows its forward and the kernel that it is equivalent to.
+
+All end in a batch norm, ``bn``; ``conv`` is a branch's last convolution, ``conv1`` and ``bn1`` its inner pair.
+"""
+from typing import Callable, Dict, List, Sequence, Tuple, Type, Union
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import kernels
+from .geometry import Geometry
+from .kernels import Kernel
+
+MakeNorm = Callable[[int], _BatchNorm]
+
+
+class Branch(nn.Module):
+    """One op followed by batch norm, equivalent to a convolution of the block's geometry.
+
+    Args:
+        geometry (Geometry): Of the convolution that the block stands for.
+        make_norm (callable): Makes a batch norm for a number of channels.
+    """
+
+    def __init__(self, geometry: Geometry, make_norm: MakeNorm) -> None:
+        super().__init__()
+        self.geometry = geometry
+
+    @staticmethod
+    def misfit(geometry: Geometry) -> str:
+        """Why this branch can't stand beside such a convolution; empty if it can."""
+        return ''
+
+    def kernel(self) -> Kernel:
+        """Kernel that the branch is equivalent to in eval mode, in the block's kernel size."""
+        return kernels.fuse_bn(kernels.embed(self.op_kernel(), *self.geometry.kernel_size), self.bn)
+
+    def op_kernel(self) -> Kernel:
+        """Kernel of the branch without its last batch norm."""
+        return kernel_of(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map of shape (N, C_in, H, W) to (N, C_out, H', W')."""
+        return self.bn(self.conv(x))
+
+
+class KxK(Branch):
+    """The original convolution, taken over as it is; its bias belongs to the batch norm."""
+
+    def __init__(self, geometry: Geometry, make_norm: MakeNorm, conv: nn.Conv2d) -> None:
+        super().__init__(geometry, make_norm)
+        self.conv = conv
+        self.bn = make_norm(geometry.out_channels)
+
+
+def _off_centre(geometry: Geometry, axes: Sequence[int]) -> str:
+    if all(geometry.centred[axis] for axis in axes):
+        return ''
+    return (f"needs an odd kernel and 'same' padding, has kernel {geometry.kernel_size}, "
+            f'padding {geometry.padding}, dilation {geometry.dilation}')
+
+
+class OneByOne(Branch):
+    """1x1 convolution."""
+
+    def __init__(self, geometry: Geometry, make_norm: MakeNorm) -> None:
+        super().__init__(geometry, make_norm)
+        self.conv = geometry.conv((1, 1), (0, 0))
+        self.bn = make_norm(geometry.out_channels)
+
+    @staticmethod
+    def misfit(geometry: Geometry) -> str:
+        return _off_centre(geometry, (0, 1))
+
+
+class OneByOneKxK(Branch):
+    """1x1 convolution of the input's width, batch norm, KxK convolution.
+
+    Zeros are padded between the 1x1 convolution and its norm, so that the border holds what the norm
+    makes of zero and the pair merges exactly, in train mode as in eval mode.
+    """
+
+    def __init__(self, geometry: Geometry, make_norm: MakeNorm) -> None:
+        super().__init__(geometry, make_norm)
+        self.conv1 = geometry.pointwise(geometry.in_channels)
+        self.bn1 = make_norm(geometry.in_channels)
+        self.conv = geometry.conv(geometry.kernel_size, (0, 0))
+        self.bn = make_norm(geometry.out_channels)
+
+    def op_kernel(self) -> Kernel:
+        first = kernels.fuse_bn(kernels.of_conv(self.conv1), self.bn1)
+        return kernels.chain_1x1(first, kernel_of(self.conv), self.geometry.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(self.bn1(self.geometry.pad(self.conv1(x)))))
+
+
+class OneByOneAvg(Branch):
+    """1x1 convolution, batch norm, KxK average; of a depthwise op the average alone."""
+
+    def __init__(self, geometry: Geometry, make_norm: MakeNorm) -> None:
+        super().__init__(geometry, make_norm)
+        if not geometry.depthwise:
+            self.conv1 = geometry.pointwise(geometry.out_channels)
+            self.bn1 = make_norm(geometry.out_channels)
+        self.bn = make_norm(geometry.out_channels)
+
+    def op_kernel(self) -> Kernel:
+        geometry = self.geometry
+        if geometry.depthwise:
+            first = kernels.identity(geometry.in_channels, geometry.groups, self.bn.weight.device)
+        else:
+            first = kernels.fuse_bn(kernels.of_conv(self.conv1), self.bn1)
+        return kernels.average(first, *geometry.kernel_size)
+
+    def _average(self, x: Tensor) -> Tensor:
+        geometry = self.geometry
+        if geometry.dilation == (1, 1):
+            return F.avg_pool2d(x, geometry.kernel_size, geometry.stride)
+        channels, (height, width) = x.shape[1], geometry.kernel_size
+        weight = x.new_full((channels, 1, height, width), 1 / (height * width))
+        return F.conv2d(x, weight, None, geometry.stride, 0, geometry.dilation, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.geometry.depthwise:
+            return self.bn(self._average(self.geometry.pad(x)))
+        return self.bn(self._average(self.bn1(self.geometry.pad(self.conv1(x)))))
+
+
+class OneByK(Branch):
+    """Convolution of one row and K columns."""
+
+    def __init__(self, geometry: Geometry, make_norm: MakeNorm) -> None:
+        super().__init__(geometry, make_norm)
+        self.conv = geometry.conv((1, geometry.kernel_size[1]), (0, geometry.padding[1]))
+        self.bn = make_norm(geometry.out_channels)
+
+    @staticmethod
+    def misfit(geometry: Geometry) -> str:
+        return _off_centre(geometry, (0,))
+
+
+class KByOne(Branch):
+    """Convolution of K rows and one column."""
+
+    def __init__(self, geometry: Geometry, make_norm: MakeNorm) -> None:
+        super().__init__(geometry, make_norm)
+        self.conv = geometry.conv((geometry.kernel_size[0], 1), (geometry.padding[0], 0))
+        self.bn = make_norm(geometry.out_channels)
+
+    @staticmethod
+    def misfit(geometry: Geometry) -> str:
+        return _off_centre(geometry, (1,))
+
+
+class Residual(Branch):
+    """Identity."""
+
+    def __init__(self, geometry: Geometry, make_norm: MakeNorm) -> None:
+        super().__init__(geometry, make_norm)
+        self.bn = make_norm(geometry.out_channels)
+
+    @staticmethod
+    def misfit(geometry: Geometry) -> str:
+        if geometry.in_channels != geometry.out_channels or geometry.stride != (1, 1):
+            return (f'needs equal channels and stride 1, has {geometry.in_channels} -> '
+                    f'{geometry.out_channels}, stride {geometry.stride}')
+        return _off_centre(geometry, (0, 1))
+
+    def op_kernel(self) -> Kernel:
+        return kernels.identity(self.geometry.in_channels, self.geometry.groups, self.bn.weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(x)
+
+
+# In this order branches stand in a block, whatever the order they came in.
+BRANCHES: Dict[str, Type[Branch]] = {
+    'kxk': KxK,
+    '1x1': OneByOne,
+    '1x1_kxk': OneByOneKxK,
+    '1x1_avg': OneByOneAvg,
+    '1xk': OneByK,
+    'kx1': KByOne,
+    'residual': Residual,
+}
+
+# Table 1
+SPACES: Dict[str, Tuple[str, ...]] = {
+    'repvgg': ('kxk', '1x1', 'residual'),
+    'dbb': ('kxk', '1x1', '1x1_kxk', '1x1_avg'),
+    'dyrep': tuple(BRANCHES),
+}
+
+
+def resolve_space(space: Union[str, Sequence[str]]) -> List[str]:
+    """Branch names of an operation space of Table 1, or of a list of names, in the order of a block.
+
+    Raises:
+        ValueError: If the space or one of the names is unknown.
+    """
+    if isinstance(space, str):
+        if space not in SPACES:
+            raise ValueError(f'unknown operation space {space!r}; there are {sorted(SPACES)}, or give a list of '
+                             f'branch names out of {list(BRANCHES)}')
+        return list(SPACES[space])
+    unknown = [name for name in space if name not in BRANCHES]
+    if unknown:
+        raise ValueError(f'unknown branches {unknown} in the operation space; there are {list(BRANCHES)}')
+    return [name for name in BRANCHES if name == 'kxk' or name in space]
+
+
+def kernel_of(op: nn.Module) -> Kernel:
+    """Kernel of a convolution or of a block."""
+    return kernels.of_conv(op) if isinstance(op, nn.Conv2d) else op.kernel()

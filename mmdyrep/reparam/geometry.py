@@ -1,0 +1,67 @@
+"""The shape of a convolution: everything about it but its numbers."""
+from dataclasses import dataclass
+from typing import Tuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Pair = Tuple[int, int]
+
+
+def symmetric_padding(conv: nn.Conv2d) -> Pair:
+    """Padding of a convolution as (rows, columns), ``'same'`` and ``'valid'`` resolved.
+
+    Raises:
+        ValueError: If ``'same'`` pads the two sides of an axis differently (even kernels).
+    """
+    if not isinstance(conv.padding, str):
+        return tuple(conv.padding)
+    left, right, top, bottom = conv._reversed_padding_repeated_twice if conv.padding == 'same' else (0, 0, 0, 0)
+    if left != right or top != bottom:
+        raise ValueError(f"padding='same' of a {conv.kernel_size} kernel pads one side more than the other")
+    return top, left
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Channels, kernel, stride, padding, dilation and groups of a 2D convolution with zero padding."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> 'Geometry':
+        """Geometry of ``conv``."""
+        return cls(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), tuple(conv.stride),
+                   symmetric_padding(conv), tuple(conv.dilation), conv.groups)
+
+    @property
+    def centred(self) -> Tuple[bool, bool]:
+        """Per axis: is the output at position i centred on input i * stride (odd kernel, 'same' padding)?"""
+        return tuple(k % 2 == 1 and 2 * p == d * (k - 1)
+                     for k, p, d in zip(self.kernel_size, self.padding, self.dilation))
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output channel sees just the input channel of its own number."""
+        return self.groups == self.in_channels == self.out_channels
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Zero-pad a map of shape (N, C, H, W) as the convolution does."""
+        rows, columns = self.padding
+        return F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
+
+    def conv(self, kernel_size: Pair, padding: Pair, out_channels: int = 0) -> nn.Conv2d:
+        """Bias-free convolution of this geometry but for what is given; an axis of kernel 1 is not dilated."""
+        dilation = tuple(1 if k == 1 else d for k, d in zip(kernel_size, self.dilation))
+        return nn.Conv2d(self.in_channels, out_channels or self.out_channels, kernel_size, self.stride,
+                         padding, dilation, self.groups, bias=False)
+
+    def pointwise(self, out_channels: int) -> nn.Conv2d:
+        """Bias-free 1x1 convolution from the input to ``out_channels``, stride 1, grouped alike."""
+        return nn.Conv2d(self.in_channels, out_channels, 1, groups=self.groups, bias=False)

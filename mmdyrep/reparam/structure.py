@@ -1,0 +1,136 @@
+"""Which op has which branches: as JSON, and as the names of a state dict tell it."""
+import re
+from dataclasses import replace
+from typing import Any, Dict, Iterable, List, Mapping, Optional
+
+from torch import nn
+
+from .block import Block
+from .branches import BRANCHES
+from .geometry import Geometry
+
+VERSION = 1
+Ops = Dict[str, List[str]]
+
+# the convolutions inside a block that can be expanded again
+_NESTED = re.compile(r'^(?P<parent>.+)\.branches\.(?P<branch>kxk|1x1_kxk)\.conv$')
+_BRANCH_KEY = re.compile(r'^(?P<op>.+)\.branches\.(?P<branch>[^.]+)\.(?:conv1|bn1|conv|bn)\.[^.]+$')
+
+
+class StructureError(ValueError):
+    """A structure that does not fit the network; nothing has been changed."""
+
+
+def blocks_of(model: nn.Module) -> Dict[str, Block]:
+    """Blocks by name, outer ones before those nested in them."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Block)}
+
+
+def describe(model: nn.Module) -> Dict[str, Any]:
+    """Structure of a network: ``{'version': 1, 'ops': {op: branch names}}``, parents first."""
+    return {'version': VERSION, 'ops': {name: list(block.branches) for name, block in blocks_of(model).items()}}
+
+
+def depth_of(name: str) -> int:
+    """How many blocks the op of this name lies in."""
+    return name.count('.branches.')
+
+
+def ops_within(model: nn.Module, name: str) -> List[str]:
+    """The op of this name and those nested in it, outer ones first."""
+    op = model.get_submodule(name)
+    if not isinstance(op, Block):
+        return [name]
+    inner = [f'{name}.branches.{branch}.conv' for branch in ('kxk', '1x1_kxk') if branch in op.branches]
+    return [name, *(nested for op_name in inner for nested in ops_within(model, op_name))]
+
+
+def parent_of(name: str) -> Optional[str]:
+    """Name of the branch that a nested op is the last convolution of; None for an op of the plain network."""
+    return name.rsplit('.', 1)[0] if _NESTED.match(name) else None
+
+
+def ops_in_keys(keys: Iterable[str]) -> Ops:
+    """Ops and branches that the keys of a state dict show.
+
+    Raises:
+        StructureError: If a branch is unknown, as in a file of a newer version.
+    """
+    found: Dict[str, set] = {}
+    for key in keys:
+        match = _BRANCH_KEY.match(key)
+        while match:
+            found.setdefault(match['op'], set()).add(match['branch'])
+            # the key of a nested op shows its parents, too
+            match = _BRANCH_KEY.match(match['op'] + '._')
+    for op, names in found.items():
+        unknown = sorted(names - set(BRANCHES))
+        if unknown:
+            raise StructureError(f'{op}: unknown branch {unknown[0]!r} in the state dict; this version knows '
+                                 f'{list(BRANCHES)}. Was it written by a newer version of mmdyrep?')
+    ordered = sorted(found, key=depth_of)
+    return {op: [name for name in BRANCHES if name in found[op]] for op in ordered}
+
+
+def check(structure: Any, model: nn.Module, ops: Iterable[str], reasons: Mapping[str, str]) -> Ops:
+    """Refuse what does not fit, before anything is changed.
+
+    Args:
+        structure (dict): As of :func:`describe`.
+        model (nn.Module): The network, with or without blocks.
+        ops (Iterable[str]): Ops of the plain network that can be expanded.
+        reasons (Mapping[str, str]): Why the other convolutions can't be.
+
+    Returns:
+        dict: Branch names of each op, parents first.
+
+    Raises:
+        StructureError: With the name of the op and what is wrong about it.
+    """
+    if not isinstance(structure, Mapping) or not isinstance(structure.get('ops'), Mapping):
+        raise StructureError("a structure is a dict {'version': 1, 'ops': {op: [branch, ...]}}, "
+                             f'got {str(structure)[:80]!r}')
+    version = structure.get('version')
+    if not isinstance(version, int) or version < 1:
+        raise StructureError(f'version of the structure must be a positive integer, got {version!r}')
+    if version > VERSION:
+        raise StructureError(f'the structure has version {version}, this mmdyrep reads up to {VERSION}; update mmdyrep')
+    unknown = set(structure) - {'version', 'ops'}
+    if unknown:
+        raise StructureError(f'unknown keys {sorted(unknown)} in the structure')
+    wanted = structure['ops']
+    eligible = set(ops)
+    geometries: Dict[str, Geometry] = {}
+    for name in sorted(wanted, key=depth_of):
+        geometries[name] = _check_op(name, wanted, model, eligible, reasons, geometries)
+    return {name: [branch for branch in BRANCHES if branch in wanted[name]] for name in geometries}
+
+
+def _check_op(name: str, wanted: Mapping[str, Any], model: nn.Module, eligible: set, reasons: Mapping[str, str],
+              geometries: Mapping[str, Geometry]) -> Geometry:
+    names = wanted[name]
+    if not isinstance(names, (list, tuple)) or not all(isinstance(item, str) for item in names):
+        raise StructureError(f'{name}: branches must be a list of names, got {names!r}')
+    unknown = [item for item in names if item not in BRANCHES]
+    if unknown:
+        raise StructureError(f'{name}: unknown branch {unknown[0]!r}; there are {list(BRANCHES)}')
+    if len(set(names)) != len(names) or 'kxk' not in names or len(names) < 2:
+        raise StructureError(f"{name}: needs 'kxk' and at least one other branch, each once, got {list(names)}")
+    nested = _NESTED.match(name)
+    if nested:
+        parent, branch = nested['parent'], nested['branch']
+        if branch not in wanted.get(parent, ()) or parent not in geometries:
+            raise StructureError(f'{name}: lies in branch {branch!r} of {parent}, which the structure does not have')
+        outer = geometries[parent]
+        # 1x1_kxk pads in front of its KxK convolution
+        geometry = outer if branch == 'kxk' else replace(outer, padding=(0, 0))
+    elif name in eligible:
+        op = model.get_submodule(name)
+        geometry = op.geometry if isinstance(op, Block) else Geometry.of(op)
+    else:
+        raise StructureError(f"{name}: {reasons.get(name, 'the network has no convolution of this name')}")
+    for item in names:
+        reason = BRANCHES[item].misfit(geometry)
+        if reason:
+            raise StructureError(f'{name}: branch {item!r} {reason}')
+    return geometry

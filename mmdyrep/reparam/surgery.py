@@ -1,0 +1,144 @@
+"""Blocks put into a network, taken out of it and changed by name, its function kept."""
+import copy
+from functools import partial
+from typing import Callable, Dict, List, Mapping, Optional, Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import structure as structures
+from .block import Block, Measure, Statistics
+from .branches import MakeNorm
+from .geometry import Geometry
+from .kernels import Kernel
+
+# name of the batch norm behind each op of the plain network, None where the op has a bias instead
+Behind = Mapping[str, Optional[str]]
+
+
+def norm_like(norm: Optional[_BatchNorm]) -> MakeNorm:
+    """Maker of batch norms with class, eps and momentum of ``norm``; of nn.BatchNorm2d without one."""
+    if norm is None:
+        return nn.BatchNorm2d
+    return partial(type(norm), eps=norm.eps, momentum=norm.momentum)
+
+
+def norm_behind(model: nn.Module, name: str, behind: Behind) -> Optional[_BatchNorm]:
+    """Batch norm that reads the output of an op, nested or not; None if there is none."""
+    branch = structures.parent_of(name)
+    bn = f'{branch}.bn' if branch else behind[name]
+    return model.get_submodule(bn) if bn else None
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition('.')
+    setattr(model.get_submodule(parent), child, module)
+
+
+def geometry_of(op: nn.Module) -> Geometry:
+    """Geometry of a convolution or a block."""
+    return op.geometry if isinstance(op, Block) else Geometry.of(op)
+
+
+def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind, *, gamma: float,
+           make_norm: Optional[Callable[[Optional[_BatchNorm]], MakeNorm]] = None,
+           generator: Optional[torch.Generator] = None, measure: Optional[Measure] = None,
+           rescale: bool = True) -> List[str]:
+    """Add branches to an op, output-preserving in eval mode (Rep, Section 4.1).
+
+    Args:
+        model (nn.Module): Changed in place.
+        name (str): A convolution or a block.
+        branches (Sequence[str]): Those already there are left alone.
+        behind (Mapping): Batch norms behind the ops of the plain network.
+        gamma (float): First scale of the new branches' last batch norms.
+        make_norm (callable, optional): Takes the norm behind the op, returns a maker of batch norms.
+        generator (torch.Generator, optional): Source of the new weights.
+        measure (callable, optional): Statistics on training batches; running statistics without it.
+        rescale (bool): False keeps the scale of a new block at 1, as DBB has it.
+
+    Returns:
+        list[str]: The branches that were added.
+    """
+    op = model.get_submodule(name)
+    new = [branch for branch in branches if branch != 'kxk' and not (isinstance(op, Block) and branch in op.branches)]
+    if not new:
+        return []
+    follower = norm_behind(model, name, behind)
+    is_new = not isinstance(op, Block)
+    if is_new:
+        statistics = None
+        if follower is not None:
+            bias = 0 if op.bias is None else op.bias.detach()
+            statistics = Statistics(follower.running_mean - bias, follower.running_var)
+        op = Block(op, (make_norm or norm_like)(follower), statistics, rescale)
+        _replace(model, name, op)
+    if follower is not None:
+        op.follow(follower)
+    with torch.no_grad():
+        op.expand(new, gamma, generator, measure, rescale and is_new)
+    return new
+
+
+def remove(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
+           measure: Optional[Measure] = None) -> None:
+    """Absorb branches into the original (Dep, Section 4.2); without a branch left the op is plain again.
+
+    Args:
+        model (nn.Module): Changed in place.
+        name (str): A block.
+        branches (Sequence[str]): Branches of it, not ``kxk``.
+        behind (Mapping): Batch norms behind the ops of the plain network.
+        measure (callable, optional): Statistics on training batches, for the original's norms.
+    """
+    block = model.get_submodule(name)
+    if set(branches) >= set(block.added):
+        fold(model, name, behind)
+    else:
+        with torch.no_grad():
+            block.remove(branches, measure)
+
+
+def fold(model: nn.Module, name: str, behind: Behind) -> None:
+    """Replace a block, with all that is nested in it, by the convolution that it is equivalent to."""
+    block = model.get_submodule(name)
+    follower = norm_behind(model, name, behind)
+    kernel: Kernel = block.fold()
+    _replace(model, name, block.original_conv())
+    if not block.has_bias:
+        with torch.no_grad():
+            # (x + b) - mean == x - (mean - b)
+            follower.running_mean.copy_(follower.running_mean.double() - kernel.bias)
+
+
+def to_structure(model: nn.Module, target: structures.Ops, behind: Behind, *, gamma: float, rescale: bool = True,
+                 make_norm: Optional[Callable[[Optional[_BatchNorm]], MakeNorm]] = None) -> None:
+    """Expand and remove until the network has the ops and branches of ``target``, which has been checked."""
+    for name in reversed(list(structures.blocks_of(model))):
+        block = model.get_submodule(name)
+        extra = [branch for branch in block.added if branch not in target.get(name, ())]
+        if extra:
+            remove(model, name, extra, behind)
+    for name, branches in target.items():
+        expand(model, name, branches, behind, gamma=gamma, make_norm=make_norm, rescale=rescale)
+
+
+def fold_all(model: nn.Module, behind: Behind) -> None:
+    """Fuse every block of the network into the plain convolution, in place."""
+    for name in reversed(list(structures.blocks_of(model))):
+        if not structures.depth_of(name):
+            fold(model, name, behind)
+
+
+def fused_copy(model: nn.Module, behind: Behind) -> nn.Module:
+    """Copy of the network with every block fused; the network itself is left as it is."""
+    plain = copy.deepcopy(model)
+    fold_all(plain, behind)
+    return plain
+
+
+def originals(model: nn.Module) -> Dict[str, nn.Conv2d]:
+    """Convolution that each block of the plain network has grown from, by the name of its op."""
+    return {name: block.original_conv() for name, block in structures.blocks_of(model).items()
+            if not structures.depth_of(name)}
