@@ -138,7 +138,7 @@ class DyRepBackbone(Extension):
             inner.load_structure(structure)
         state = loading.local_state(getattr(inner, 'init_cfg', None))
         if state is not None and loading.looks_augmented(state):
-            inner._match(state)
+            inner.match_structure(state)
         return inner
 
     def __init__(self, *args, **kwargs) -> None:
@@ -157,6 +157,16 @@ class DyRepBackbone(Extension):
     def structure(self) -> Dict[str, Any]:
         """``{'version': 1, 'ops': {op: branch names}}``, nested ops as entries of their own, parents first."""
         return reparam.describe(self)
+
+    @property
+    def space(self) -> List[str]:
+        """Branch names of the operation space, in the order of a block."""
+        return list(self._dyrep.space)
+
+    @property
+    def input_shape(self) -> Optional[Tuple[int, ...]]:
+        """(H, W) or (C, H, W) that was asked for."""
+        return self._dyrep.input_shape
 
     def candidates(self) -> List[str]:
         """Names of the ops that can be expanded now, in the order of the network."""
@@ -345,13 +355,22 @@ class DyRepBackbone(Extension):
                 for name in block.added:
                     nn.init.constant_(block.branches[name].bn.weight, gamma)
 
-    def _match(self, state_dict: Dict[str, Any], prefix: str = '') -> None:
+    def match_structure(self, state_dict: Mapping[str, Any], prefix: str = '') -> None:
+        """Take the structure that a state dict brings; loading one does this by itself.
+
+        Args:
+            state_dict (Mapping): Of the backbone, or of a model around it.
+            prefix (str): Of the backbone's keys in it, as ``backbone.``. Defaults to none.
+
+        Raises:
+            StructureError: If it does not fit; nothing has been changed.
+        """
         keys = [key[len(prefix):] for key in state_dict if key.startswith(prefix)]
         if self.structure['ops'] or loading.looks_augmented(keys):
             self.load_structure(loading.target_structure(self, keys, self.survey.ops, self._dyrep.pinned))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        self._match(state_dict, prefix)
+        self.match_structure(state_dict, prefix)
         if self.structure['ops']:
             loading.take_plain_weights(self, state_dict, prefix, self.survey.ops)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,84 @@
+"""Multiply-adds of convolutions and linear layers, one counted once."""
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from mmdyrep.reparam import BRANCHES, Block, Geometry
+
+
+class Count:
+    """MACs by module name, and the size of each convolution's or block's input."""
+
+    def __init__(self) -> None:
+        self.by_name: Dict[str, int] = {}
+        self.inputs: Dict[str, Tuple[int, ...]] = {}
+
+    @property
+    def total(self) -> int:
+        return sum(self.by_name.values())
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def count(model: nn.Module, *inputs: Any, **kwargs: Any) -> Count:
+    """Count the MACs of ``model(*inputs, **kwargs)`` in eval mode; the model is left as it was.
+
+    Modules called several times count each time. Functional convolutions (fixed averages) don't count.
+    """
+    result, hooks = Count(), []
+
+    def look(name: str):
+        def hook(module: nn.Module, args: Tuple[Tensor, ...], output: Tensor) -> None:
+            result.inputs[name] = tuple(args[0].shape)
+            if isinstance(module, nn.Linear):
+                result.by_name[name] = result.by_name.get(name, 0) + output.numel() * module.in_features
+            elif not isinstance(module, Block):
+                points = args[0] if isinstance(module, nn.ConvTranspose2d) else output
+                per_point = module.weight[0].numel()
+                result.by_name[name] = result.by_name.get(name, 0) + points.numel() * per_point
+        return hook
+
+    counted = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, Block)
+    for name, module in model.named_modules():
+        if isinstance(module, counted):
+            hooks.append(module.register_forward_hook(look(name)))
+    try:
+        with _evaluating(model):
+            model(*inputs, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return result
+
+
+def of_branches(names: List[str], geometry: Geometry, size: Tuple[int, int]) -> int:
+    """MACs that branches beside an op would add for one image.
+
+    Args:
+        names (list[str]): Branches.
+        geometry (Geometry): Of the op.
+        size (tuple): Height and width of its input.
+    """
+    total = 0
+    with torch.device('meta'):
+        x = torch.empty(1, geometry.in_channels, *size)
+        for name in names:
+            total += count(BRANCHES[name](geometry, nn.BatchNorm2d), x).total
+    return total
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of learnable values."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,84 @@
+"""Which op grows and which branches go."""
+import math
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
+
+import numpy as np
+
+from mmdyrep.reparam import Block
+
+
+class Ranking(NamedTuple):
+    """Ops by score, the greatest first; equal scores in the order of the network."""
+
+    ranked: List[str]
+    unscored: List[str]  # NaN or infinite
+    tied: List[str]  # ops that share the greatest score, if more than one
+
+
+def rank(scores: Mapping[str, float]) -> Ranking:
+    """Order ops by saliency (line 8 of Algorithm 1); scores that are no finite number don't take part.
+
+    Args:
+        scores (Mapping[str, float]): In the order of the network.
+    """
+    finite = [name for name, score in scores.items() if math.isfinite(score)]
+    ranked = sorted(finite, key=lambda name: -scores[name])
+    tied = [name for name in ranked if scores[name] == scores[ranked[0]]]
+    return Ranking(ranked, [name for name in scores if name not in set(finite)], tied if len(tied) > 1 else [])
+
+
+def pick(ranked: Sequence[str], number: int, cost: Callable[[str], int], budget: Optional[float]) -> 'Pick':
+    """Take the first ops of a ranking that the budget has room for.
+
+    Args:
+        ranked (Sequence[str]): Names, the most wanted first.
+        number (int): How many to take at most.
+        cost (callable): MACs that expanding an op adds.
+        budget (float, optional): MACs that may be added in all. Defaults to no limit.
+    """
+    chosen, passed = [], []
+    for name in ranked:
+        if len(chosen) == number:
+            break
+        extra = cost(name) if budget is not None else 0
+        if budget is not None and extra > budget:
+            passed.append(name)
+            continue
+        if budget is not None:
+            budget -= extra
+        chosen.append(name)
+    return Pick(chosen, passed)
+
+
+class Pick(NamedTuple):
+    """Ops to expand, and better ones that were too expensive."""
+
+    chosen: List[str]
+    over_budget: List[str]
+
+
+def importance(block: Block) -> Dict[str, float]:
+    """Importance s_j of the added branches: mean |gamma| (Eq. 9) relative to that of the original."""
+    def mean_gamma(name: str) -> float:
+        return block.branches[name].bn.weight.detach().abs().double().mean().item()
+
+    original = max(mean_gamma('kxk'), 1e-12)
+    return {name: mean_gamma(name) / original for name in block.added}
+
+
+def redundant(importances: Mapping[str, float], threshold: float, bound: Optional[float] = None) -> List[str]:
+    """Branches to cut: below the mean, once the population deviation passes the threshold (Section 4.2).
+
+    Args:
+        importances (Mapping[str, float]): s_j of the added branches of a block.
+        threshold (float): lambda.
+        bound (float, optional): Cut only branches less important than this, as the authors' code does.
+
+    Returns:
+        list[str]: Never all of them.
+    """
+    values = np.array(list(importances.values()))
+    if not np.isfinite(values).all() or len(values) < 2 or not values.std() > threshold:
+        return []
+    return [name for name, value in importances.items()
+            if value < values.mean() and (bound is None or value < bound)]

@@ -1,0 +1,4 @@
+"""DyRep in a runner: when to update, and what else must follow."""
+from .hooks import DyRepHook
+
+__all__ = ['DyRepHook']

@@ -1,0 +1,66 @@
+"""What a person reads in the log."""
+from typing import Any, Dict, List
+
+from mmdyrep.models import DyRepBackbone
+
+from .history import History
+
+
+def human(value: float) -> str:
+    """Number with three figures and a unit: 1.81 G."""
+    for unit, size in (('G', 1e9), ('M', 1e6), ('k', 1e3)):
+        if abs(value) >= size:
+            return f'{value / size:.4g} {unit}'
+    return f'{value:.4g}'
+
+
+def opening(backbone: DyRepBackbone, metric: str) -> List[str]:
+    """Lines at the start of training: what can grow, what can't and why."""
+    candidates, skipped = backbone.candidates(), backbone.skipped()
+    lines = [f'DyRep: {len(candidates)} ops can be expanded, ranked by {metric}: {", ".join(candidates)}']
+    if backbone.structure['ops']:
+        lines.append(f'DyRep: expanded already: {", ".join(backbone.structure["ops"])}')
+    reasons: Dict[str, List[str]] = {}
+    for name, reason in skipped.items():
+        reasons.setdefault(reason, []).append(name)
+    lines += [f'DyRep: {len(names)} skipped, {reason}: {", ".join(names)}' for reason, names in reasons.items()]
+    return lines
+
+
+def change(entry: Dict[str, Any], by_epoch: bool) -> List[str]:
+    """Lines of one update: a line for each op that changed, then the costs."""
+    when = f'epoch {entry["epoch"]}' if by_epoch else f'iter {entry["iter"]}'
+    lines = []
+    if entry['unscored']:
+        lines.append(f'DyRep [{when}]: no finite score, not considered: {", ".join(entry["unscored"])}')
+    if entry['over_budget']:
+        lines.append(f'DyRep [{when}]: passed over, beyond max_macs_ratio: {", ".join(entry["over_budget"])}')
+    if entry['tied']:
+        lines.append(f'DyRep [{when}]: equal scores, the first taken: {", ".join(entry["tied"])}')
+    grown = {item['op'] for item in entry['grown']}
+    rest = [(name, score) for name, score in entry['scores'] if name not in grown]
+    for item in entry['grown']:
+        behind = f', next {rest[0][0]} {rest[0][1]:.3g}' if rest else ''
+        lines.append(f'DyRep [{when}]: expanded {item["op"]} by {", ".join(item["branches"])} '
+                     f'({entry["metric"]} {item["score"]:.3g}{behind})')
+    for item in entry['cut']:
+        values = ', '.join(f'{name} {item["importance"][name]:.3g}' for name in item['branches'])
+        lines.append(f'DyRep [{when}]: removed {values} from {item["op"]} '
+                     f'(importance: mean {item["mean"]:.3g}, deviation {item["std"]:.3g})')
+    if not entry['grown'] and not entry['cut']:
+        lines.append(f'DyRep [{when}]: structure unchanged')
+    macs = entry['macs'].get('model', entry['macs']['backbone'])
+    drift = '' if entry['drift'] is None else f', drift {entry["drift"]:.1e}'
+    lines.append(f'DyRep [{when}]: MACs {human(macs)}, parameters {human(entry["parameters"]["model"])}{drift}, '
+                 f'{entry["seconds"]:.1f} s')
+    return lines
+
+
+def closing(history: History) -> str:
+    """Line at the end of training."""
+    average = history.average()
+    grown = sum(len(entry['grown']) for entry in history.updates)
+    cut = sum(len(item['branches']) for entry in history.updates for item in entry['cut'])
+    macs = average['macs'].get('model', average['macs']['backbone'])
+    return (f'DyRep: {len(history.updates)} updates, {grown} ops expanded, {cut} branches removed; average over '
+            f'training: MACs {human(macs)}, parameters {human(average["parameters"]["model"])}')
