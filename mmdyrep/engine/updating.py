@@ -8,6 +8,7 @@ from torch import nn
 
 from mmdyrep.dynamics import Calibration, Moment, drift, eval_output, importance, macs, pick, rank, redundant
 from mmdyrep.models import DyRepBackbone
+from mmdyrep.models.finding import is_classifier
 from mmdyrep.models.probing import input_shapes, zeros
 from mmdyrep.reparam import blocks_of, fitting
 from mmdyrep.reparam.surgery import geometry_of
@@ -124,13 +125,9 @@ def cost(model: nn.Module, backbone: nn.Module, shape: Sequence[int]) -> Dict[st
     x = zeros(backbone, shape)
     counted = {'backbone': macs.count(backbone, x).total}
     parameters = {'backbone': macs.parameters(backbone), 'model': macs.parameters(model)}
-    if model is not backbone and _is_classifier(model):
+    if model is not backbone and is_classifier(model):
         counted['model'] = macs.count(model, x, mode='tensor').total
     return {'macs': counted, 'parameters': parameters}
-
-
-def _is_classifier(model: nn.Module) -> bool:
-    return any(kind.__name__ == 'BaseClassifier' for kind in type(model).__mro__)
 
 
 def counting_shape(backbone: DyRepBackbone, batch_shape: Optional[Sequence[int]] = None) -> Sequence[int]:

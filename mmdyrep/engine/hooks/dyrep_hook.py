@@ -7,15 +7,14 @@ from typing import Any, Deque, Dict, List, Optional, Sequence, Union
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
-from torch import nn
 
 from mmdyrep.dynamics import METRICS, Moment, Op
 from mmdyrep.fileio import write_json
-from mmdyrep.models import DyRepBackbone
+from mmdyrep.models.dyrep_backbone import DyRepBackbone
+from mmdyrep.models.finding import find_backbone, unwrapped
 
 from .. import report
 from ..history import History, drop_later, structure_path
@@ -247,27 +246,6 @@ class DyRepHook(Hook):
         self.history.iterations = runner.iter
         self._write(runner)
         runner.logger.info(report.closing(self.history))
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside a parallel wrapper."""
-    return model.module if is_model_wrapper(model) else model
-
-
-def find_backbone(model: nn.Module) -> tuple:
-    """Name and module of the one DyRepBackbone of a model.
-
-    Raises:
-        ValueError: If there is none, or more than one.
-    """
-    found = [(name, module) for name, module in unwrapped(model).named_modules() if isinstance(module, DyRepBackbone)]
-    if not found:
-        raise ValueError("DyRepHook: the model has no DyRepBackbone. Wrap its backbone: "
-                         "backbone=dict(type='DyRepBackbone', backbone=dict(...))")
-    if len(found) > 1:
-        raise ValueError(f'DyRepHook: the model has {len(found)} DyRepBackbones ({[name for name, _ in found]}); '
-                         'exactly one is supported')
-    return found[0]
 
 
 def _require_whole(name: str, value: Any, least: int) -> None:
