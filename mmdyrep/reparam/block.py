@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import kernels
-from .branches import BRANCHES, Branch, MakeNorm, kernel_of
+from .branches import BRANCHES, Branch, MakeNorm
 from .geometry import Geometry
 from .kernels import Kernel
 
