@@ -73,8 +73,8 @@ class Block(nn.Module):
         self.branches = nn.ModuleDict()
         kernel = kernels.of_conv(conv)
         conv.bias = None
-        self._insert('kxk', BRANCHES['kxk'](self.geometry, make_norm, conv))
         self.train(conv.training)
+        self._insert('kxk', BRANCHES['kxk'](self.geometry, make_norm, conv))
         self.assign(kernel, behind, rescale and behind is not None)
 
     @property
