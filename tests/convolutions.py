@@ -110,11 +110,14 @@ def batch_measure(net: nn.Module, x: Tensor):
     def measure(norms: Sequence[_BatchNorm]) -> list:
         found, hooks = {}, []
         before = [(buffer, buffer.clone()) for buffer in net.buffers()]
+
+        def look(norm: nn.Module, inputs: tuple) -> None:
+            found[norm] = biased(inputs[0])
+
         modes = [(norm, norm.training) for norm in norms]
         for norm in norms:
             norm.training = True
-            hooks.append(norm.register_forward_pre_hook(
-                lambda module, inputs: found.setdefault(module, biased(inputs[0]))))
+            hooks.append(norm.register_forward_pre_hook(look))
         with torch.no_grad():
             net(x)
             for buffer, value in before:
