@@ -112,7 +112,7 @@ def check(structure: Any, model: nn.Module, ops: Iterable[str], reasons: Mapping
         raise StructureError("a structure is a dict {'version': 1, 'ops': {op: [branch, ...]}}, "
                              f'got {str(structure)[:80]!r}')
     version = structure.get('version')
-    if not isinstance(version, int) or version < 1:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise StructureError(f'version of the structure must be a positive integer, got {version!r}')
     if version > VERSION:
         raise StructureError(f'the structure has version {version}, this mmdyrep reads up to {VERSION}; update mmdyrep')
@@ -120,6 +120,9 @@ def check(structure: Any, model: nn.Module, ops: Iterable[str], reasons: Mapping
     if unknown:
         raise StructureError(f'unknown keys {sorted(unknown)} in the structure')
     wanted = structure['ops']
+    for name in wanted:
+        if not isinstance(name, str):
+            raise StructureError(f'{name!r}: the name of an op must be text')
     eligible = set(ops)
     geometries: Dict[str, Geometry] = {}
     for name in sorted(wanted, key=depth_of):
