@@ -80,6 +80,8 @@ def survey(model: nn.Module, flow: Flow) -> Survey:
                 reason = f'the batch norm behind, {behind}, has several inputs'
             else:
                 reason = misfit_of_norm(model.get_submodule(behind), conv)
+            if reason and conv.bias is not None:
+                reason, behind = '', None
         elif conv.bias is None:
             reason = 'no batch norm reads its output alone, and it has no bias of its own'
         if reason:
