@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import kernels
-from .branches import BRANCHES, Branch, MakeNorm, kernel_of
+from .branches import BRANCHES, Branch, MakeNorm
 from .geometry import Geometry
 from .kernels import Kernel
 
@@ -73,8 +73,8 @@ class Block(nn.Module):
         self.branches = nn.ModuleDict()
         kernel = kernels.of_conv(conv)
         conv.bias = None
-        self._insert('kxk', BRANCHES['kxk'](self.geometry, make_norm, conv))
         self.train(conv.training)
+        self._insert('kxk', BRANCHES['kxk'](self.geometry, make_norm, conv))
         self.assign(kernel, behind, rescale and behind is not None)
 
     @property

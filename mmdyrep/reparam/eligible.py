@@ -60,13 +60,15 @@ def survey(model: nn.Module, flow: Flow) -> Survey:
     found = Survey({}, {})
     owners: Dict[int, List[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Conv2d):
-            owners.setdefault(id(module.weight), []).append(name)
+        # not `.weight`: a parametrized one is computed anew at each look, and looking may change it
+        weight = module._parameters.get('weight') if isinstance(module, nn.Conv2d) else None
+        if weight is not None:
+            owners.setdefault(id(weight), []).append(name)
     for name, use in flow.convs.items():
         conv = model.get_submodule(name)
         reason = misfit_of_conv(conv)
         behind = use.follower()
-        shared = [owner for owner in owners[id(conv.weight)] if owner != name]
+        shared = [owner for owner in owners.get(id(conv._parameters.get('weight')), ()) if owner != name]
         if reason:
             pass
         elif shared:
@@ -78,6 +80,8 @@ def survey(model: nn.Module, flow: Flow) -> Survey:
                 reason = f'the batch norm behind, {behind}, has several inputs'
             else:
                 reason = misfit_of_norm(model.get_submodule(behind), conv)
+            if reason and conv.bias is not None:
+                reason, behind = '', None
         elif conv.bias is None:
             reason = 'no batch norm reads its output alone, and it has no bias of its own'
         if reason:

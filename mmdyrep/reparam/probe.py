@@ -38,8 +38,8 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Tuple = (), kwargs: Optional[Dict] = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        # reading a shape or a device is no use
-        if any(True for _ in _tensors(result)):
+        # reading a shape or a device is no use; setting values is, though it returns nothing
+        if func is Tensor.__setitem__ or any(True for _ in _tensors(result)):
             for tensor in _tensors((args, kwargs or {})):
                 self.note(tensor)
         return result

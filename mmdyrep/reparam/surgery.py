@@ -74,6 +74,9 @@ def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
             statistics = Statistics(follower.running_mean - bias, follower.running_var)
         op = Block(op, (make_norm or norm_like)(follower), statistics, rescale)
         _replace(model, name, op)
+    elif make_norm is None:
+        # not as the block was made: norms may have been converted since
+        op.make_norm = norm_like(op.origin.bn)
     if follower is not None:
         op.follow(follower)
     with torch.no_grad():
