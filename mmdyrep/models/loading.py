@@ -7,11 +7,7 @@ from torch import nn
 from mmdyrep.fileio import read_checkpoint
 from mmdyrep.reparam import Block, Statistics, StructureError, blocks_of, depth_of, ops_in_keys
 from mmdyrep.reparam.kernels import Kernel
-
-
-def root_of(name: str) -> str:
-    """Op of the plain network that an op lies in."""
-    return name.split('.branches.')[0]
+from mmdyrep.reparam.structure import root_of, root_of_key
 
 
 def looks_augmented(keys: Iterable[str]) -> bool:
@@ -38,8 +34,10 @@ def target_structure(model: nn.Module, keys: Iterable[str], eligible: Iterable[s
         StructureError: If the file has a block where this backbone can't have one, or an unknown branch.
     """
     keys, eligible = set(keys), set(eligible)
-    mine = [key for key in keys if '.branches.' in key and (
-        root_of(key) in eligible or f'{root_of(key)}.branches.kxk.bn.weight' in keys)]
+    # a network may have a module called `branches` of its own
+    roots = {key: root_of_key(key) for key in keys}
+    mine = [key for key, root in roots.items() if root is not None and (
+        root in eligible or f'{root}.branches.kxk.bn.weight' in keys)]
     found = ops_in_keys(mine)
     strange = [name for name in found if root_of(name) not in eligible]
     if strange:

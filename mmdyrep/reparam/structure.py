@@ -31,9 +31,20 @@ def describe(model: nn.Module) -> Dict[str, Any]:
     return {'version': VERSION, 'ops': {name: list(block.branches) for name, block in blocks_of(model).items()}}
 
 
+def _around(name: str) -> List[str]:
+    # only whole nested names count: networks have modules called `branches` of their own (HRNet)
+    match = _NESTED.match(name)
+    return [match['parent'], *_around(match['parent'])] if match else []
+
+
 def depth_of(name: str) -> int:
     """How many blocks the op of this name lies in."""
-    return name.count('.branches.')
+    return len(_around(name))
+
+
+def root_of(name: str) -> str:
+    """Op of the plain network that the op of this name lies in."""
+    return [name, *_around(name)][-1]
 
 
 def ops_within(model: nn.Module, name: str) -> List[str]:
@@ -50,6 +61,12 @@ def parent_of(name: str) -> Optional[str]:
     return name.rsplit('.', 1)[0] if _NESTED.match(name) else None
 
 
+def root_of_key(key: str) -> Optional[str]:
+    """Op of the plain network whose block this key of a state dict may belong to; None for other keys."""
+    match = _BRANCH_KEY.match(key)
+    return root_of(match['op']) if match else None
+
+
 def ops_in_keys(keys: Iterable[str]) -> Ops:
     """Ops and branches that the keys of a state dict show.
 
@@ -59,10 +76,14 @@ def ops_in_keys(keys: Iterable[str]) -> Ops:
     found: Dict[str, set] = {}
     for key in keys:
         match = _BRANCH_KEY.match(key)
-        while match:
-            found.setdefault(match['op'], set()).add(match['branch'])
-            # the key of a nested op shows its parents, too
-            match = _BRANCH_KEY.match(match['op'] + '._')
+        if not match:
+            continue
+        found.setdefault(match['op'], set()).add(match['branch'])
+        # the key of a nested op shows its parents, too
+        nested = _NESTED.match(match['op'])
+        while nested:
+            found.setdefault(nested['parent'], set()).add(nested['branch'])
+            nested = _NESTED.match(nested['parent'])
     for op, names in found.items():
         unknown = sorted(names - set(BRANCHES))
         if unknown:
