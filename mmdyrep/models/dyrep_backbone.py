@@ -292,12 +292,12 @@ class DyRepBackbone(Extension):
         Raises:
             StructureError: If it does not fit, with the op's name; nothing has been changed.
         """
+        if self._dyrep.deployed and isinstance(structure, Mapping) and structure.get('ops'):
+            raise StructureError(f'{type(self).__name__} has been switched to its deploy form, which takes no blocks; '
+                                 'build it anew')
         target = structures.check(structure, self, self.survey.ops, self.survey.reasons)
         if target == self.structure['ops']:
             return
-        if self._dyrep.deployed:
-            raise StructureError(f'{type(self).__name__} has been switched to its deploy form, which takes no blocks; '
-                                 'build it anew')
         surgery.to_structure(self, target, self.survey.ops, **self._options())
         self._changed()
 
