@@ -78,7 +78,9 @@ def _build(backbone: Union[Mapping, nn.Module]) -> nn.Module:
 
 def _check_exclude(exclude: Sequence[str], inner: nn.Module) -> None:
     names = {name for name, _ in inner.named_modules()}
-    unknown = [name for name in exclude if structures.root_of(name) not in names]
+    # parts of a block are there only later
+    unknown = [name for name in exclude
+               if name not in names and not any(name.startswith(f'{op}.branches.') for op in names)]
     if unknown:
         raise ValueError(f'exclude names {unknown[0]!r}, but {type(inner).__name__} has no module of this name; its '
                          f'parts are {[name for name, _ in inner.named_children()]}')

@@ -1,6 +1,8 @@
 """The contract of DyRepBackbone on the networks of mmpretrain and torchvision."""
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -74,8 +76,9 @@ def test_rep_dep_and_fusing_keep_the_function(cfg):
     ('regnet_y_400mf', 32), ('squeezenet1_0', 32), ('alexnet', 64), ('convnext_tiny', 32)])
 def test_torchvision_networks_in_place(name, size):
     def build():
-        aux = dict(init_weights=False, aux_logits=False) if name in ('googlenet', 'inception_v3') else {}
-        return getattr(zoo, name)(**aux)
+        quick = dict(init_weights=False) if name in ('vgg11_bn', 'googlenet', 'inception_v3') else {}
+        aux = dict(aux_logits=False) if name in ('googlenet', 'inception_v3') else {}
+        return getattr(zoo, name)(**quick, **aux)
 
     torch.manual_seed(0)
     model = unfriendly(build()).double().eval()
@@ -232,8 +235,6 @@ def test_pickles_copies_and_prints(expanded):
 
 
 def test_pickle_opens_in_another_process(tmp_path):
-    import subprocess
-    import sys
     net = wrapped(SMALL)
     net.expand(OP, ['1x1'])
     torch.save(net, tmp_path / 'net.pth')
