@@ -9,7 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmdyrep import DyRepBackbone
 
 RESNET18: Dict[str, Any] = dict(type='mmpretrain.ResNet', depth=18, stem_channels=8, base_channels=8)
-SMALL: Dict[str, Any] = dict(type='mmpretrain.ResNet_CIFAR', depth=18, stem_channels=8, base_channels=8)
+# zero_init_residual makes mmpretrain's init_weights set gammas after a file has been loaded, plain or wrapped
+SMALL: Dict[str, Any] = dict(type='mmpretrain.ResNet_CIFAR', depth=18, stem_channels=8, base_channels=8,
+                             zero_init_residual=False)
 HRNET: Dict[str, Any] = dict(type='mmpretrain.HRNet', extra=dict(
     stage1=dict(num_modules=1, num_branches=1, block='BOTTLENECK', num_blocks=(1,), num_channels=(16,)),
     stage2=dict(num_modules=1, num_branches=2, block='BASIC', num_blocks=(1, 1), num_channels=(8, 16)),

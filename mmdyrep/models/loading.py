@@ -1,6 +1,7 @@
 """The structure that a state dict brings, set before its tensors go in."""
 import copy
 import os
+import re
 from typing import Any, Dict, Iterable, List, Optional
 
 from mmengine.model import PretrainedInit
@@ -119,6 +120,9 @@ def local_state(init_cfg: Any, model: nn.Module) -> Optional[Dict[str, Any]]:
                 continue  # some backbones read formats of their own
             prefix = cfg.get('prefix') or prefix_of(state, model)
             prefix += '' if prefix.endswith('.') or not prefix else '.'
+            if not prefix:
+                # as mmengine does, for files of a model in a wrapper
+                return {re.sub(r'^module\.', '', key): value for key, value in state.items()}
             return {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
     return None
 
@@ -141,5 +145,7 @@ def with_prefix(init_cfg: Any, model: nn.Module) -> Any:
 
 def prefix_of(keys: Iterable[str], model: nn.Module) -> str:
     """``backbone.`` where the keys of a file have it and the model itself has no part of this name."""
-    own = any(name == 'backbone' for name, _ in model.named_children())
-    return 'backbone.' if not own and any(key.startswith('backbone.') for key in keys) else ''
+    if any(name == 'backbone' for name, _ in model.named_children()):
+        return ''
+    found = (re.match(r'(module\.)?backbone\.', key) for key in keys)
+    return next((match.group() for match in found if match), '')
