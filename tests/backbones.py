@@ -2,7 +2,8 @@
 from typing import Any, Dict, List, Tuple
 
 import torch
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
+from mmpretrain.registry import MODELS as PRETRAIN
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -44,6 +45,16 @@ def wrapped(cfg: Dict[str, Any], seed: int = 0, **kwargs: Any) -> DyRepBackbone:
     model = unfriendly(DyRepBackbone(cfg, **kwargs), seed).double()
     model.eval()
     return model
+
+
+def classifier(**settings: Any) -> nn.Module:
+    """mmpretrain's classifier of 10 classes around a wrapped `SMALL`, float64, in train mode as built."""
+    cfg = dict(
+        type='ImageClassifier', backbone=dict(dict(type='DyRepBackbone', backbone=SMALL), **settings),
+        neck=dict(type='GlobalAveragePooling'), head=dict(type='LinearClsHead', num_classes=10, in_channels=64))
+    # a Runner of another test may have left its own scope
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return PRETRAIN.build(cfg).double()
 
 
 def images(size: int = 32, channels: int = 3, batch: int = 2) -> Tensor:

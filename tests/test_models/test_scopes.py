@@ -1,6 +1,6 @@
 """Where the type of a wrapped backbone is looked up."""
 import pytest
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmpretrain.models import ImageClassifier, ResNet
 from mmpretrain.registry import MODELS as PRETRAIN
 from mmdet.models import ResNet as DetResNet
@@ -9,6 +9,8 @@ from mmseg.models import ResNet as SegResNet
 from mmseg.registry import MODELS as SEG
 
 from mmdyrep import DyRepBackbone
+
+from ..backbones import classifier
 
 CFG = dict(type='DyRepBackbone', backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8))
 
@@ -43,9 +45,6 @@ def test_unknown_type_within_a_backbone_is_not_blamed_on_the_scope():
 
 
 def test_inside_a_classifier():
-    model = MODELS.build(dict(
-        type='mmpretrain.ImageClassifier', backbone=dict(CFG, backbone=dict(CFG['backbone'], type='mmpretrain.ResNet')),
-        neck=dict(type='mmpretrain.GlobalAveragePooling'),
-        head=dict(type='mmpretrain.LinearClsHead', num_classes=10, in_channels=64)))
+    model = classifier()
     assert isinstance(model, ImageClassifier) and isinstance(model.backbone, DyRepBackbone)
     assert 'backbone.layer1.0.conv1.weight' in model.state_dict()

@@ -15,7 +15,7 @@ from mmdyrep import DyRepBackbone
 from mmdyrep.fileio import write_checkpoint, write_json
 from mmdyrep.reparam import SPACES, StructureError, blocks_of
 
-from ..backbones import SMALL, difference, images, outputs, plain, unfriendly, wrapped
+from ..backbones import SMALL, classifier, difference, images, outputs, plain, unfriendly, wrapped
 
 OP = 'layer1.0.conv2'
 INNER = f'{OP}.branches.kxk.conv'
@@ -25,12 +25,6 @@ STRUCTURE = {'version': 1, 'ops': {OP: ['kxk', '1x1', '1x1_kxk'], INNER: ['kxk',
 def gammas(net):
     return {round(value, 6) for block in blocks_of(net).values() for name in block.added
             for value in block.branches[name].bn.weight.tolist()}
-
-
-def classifier(backbone, **kwargs):
-    return MODELS.build(dict(
-        type='mmpretrain.ImageClassifier', backbone=backbone, neck=dict(type='mmpretrain.GlobalAveragePooling'),
-        head=dict(type='mmpretrain.LinearClsHead', num_classes=10, in_channels=64), **kwargs))
 
 
 # ---------------------------------------------------------------------- static, structure
@@ -109,7 +103,7 @@ def test_unexpanded_wrapper_is_initialised_as_the_plain_backbone(cfg, asked):
 @pytest.mark.parametrize('inside', [False, True])
 def test_branches_of_a_structure_start_with_gamma_init_after_init_weights(inside):
     cfg = dict(type='DyRepBackbone', backbone=SMALL, structure=STRUCTURE, gamma_init=0.03)
-    model = classifier(cfg) if inside else MODELS.build(cfg)
+    model = classifier(**cfg) if inside else MODELS.build(cfg)
     net = model.backbone if inside else model
     weights = net.get_submodule(f'{OP}.branches.1x1.conv').weight.clone()
     model.init_weights()
@@ -180,7 +174,7 @@ def test_pretrained_file_in_a_classifier_whose_init_weights_is_called(tmp_path, 
     state, wanted, structure = source(kind)
     path = str(tmp_path / 'file.pth')
     write_checkpoint(path, dict(state_dict={f'backbone.{key}': value for key, value in state.items()}))
-    model = classifier(dict(type='DyRepBackbone', backbone=SMALL, pretrained=path)).double()
+    model = classifier(pretrained=path)
     names = [name for name, _ in model.named_parameters()]
     model.init_weights()
     assert [name for name, _ in model.named_parameters()] == names
@@ -190,12 +184,12 @@ def test_pretrained_file_in_a_classifier_whose_init_weights_is_called(tmp_path, 
 
 def test_file_that_appears_after_the_build_brings_its_structure_in_init_weights(tmp_path):
     path = str(tmp_path / 'later.pth')
-    model = classifier(dict(type='DyRepBackbone', backbone=SMALL, pretrained=path)).double()
+    model = classifier(pretrained=path)
     with pytest.raises(FileNotFoundError, match='later.pth'):
         model.backbone.init_weights()
     state, wanted, structure = source('augmented')
     write_checkpoint(path, dict(state_dict=state))
-    model = classifier(dict(type='DyRepBackbone', backbone=SMALL), init_cfg=None).double()
+    model = classifier()
     model.backbone.init_cfg = dict(type='Pretrained', checkpoint=path)
     assert not model.backbone.structure['ops']
     model.init_weights()
