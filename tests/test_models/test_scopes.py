@@ -29,14 +29,21 @@ def test_backbone_of_another_library_by_its_name():
     assert type(net)._inner_class is ResNet
 
 
-def test_without_a_scope_the_error_says_to_write_the_name_of_the_library():
+@pytest.fixture
+def no_library():
+    # a Runner of another test may have left its own scope
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        yield
+
+
+def test_without_a_scope_the_error_says_to_write_the_name_of_the_library(no_library):
     with pytest.raises(KeyError, match="'ResNet' is not in the registry.*type='mmdet.ResNet'.*default_scope"):
         DyRepBackbone(dict(type='ResNet', depth=18))
     with pytest.raises(KeyError, match="type='mmdet.ResNext'"):
         DyRepBackbone(dict(type='mmdetection.ResNext', depth=18))
 
 
-def test_unknown_type_within_a_backbone_is_not_blamed_on_the_scope():
+def test_unknown_type_within_a_backbone_is_not_blamed_on_the_scope(no_library):
     with pytest.raises(KeyError) as caught:
         DyRepBackbone(dict(type='mmpretrain.ResNet', depth=18, norm_cfg=dict(type='BatchNorn')))
     assert 'default_scope' not in str(caught.value)
