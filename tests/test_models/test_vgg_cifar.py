@@ -56,14 +56,15 @@ def test_widths(factor, widths):
     assert shapes == [(2, width, 16 // 2**stage, 16 // 2**stage) for stage, width in enumerate(widths)]
 
 
-def test_frozen_stages_and_norm_eval():
-    net = VGG_CIFAR(11, widen_factor=.125, frozen_stages=1, norm_eval=True)
-    net.train()
-    begin, end = net.range_sub_modules[1]
-    frozen = [parameter for layer in net.features[:end] for parameter in layer.parameters()]
-    assert begin and frozen and not any(p.requires_grad for p in frozen)
-    assert all(p.requires_grad for layer in net.features[end:] for p in layer.parameters())
-    assert not any(m.training for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
+def test_frozen_stages_and_norm_eval_as_in_mmpretrain():
+    settings = dict(frozen_stages=2, norm_eval=True)
+    theirs, ours = VGG(11, norm_cfg=dict(type='BN'), **settings), VGG_CIFAR(11, **settings)
+    theirs.train()
+    ours.train()
+    learning = {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    assert learning == {name for name, parameter in theirs.named_parameters() if parameter.requires_grad}
+    assert learning and learning != set(dict(ours.named_parameters()))
+    assert not any(module.training for module in ours.modules() if isinstance(module, torch.nn.BatchNorm2d))
 
 
 def test_wrapped_and_expanded():
