@@ -51,6 +51,21 @@ def test_norms_of_a_block_follow_frozen_statistics_and_training_starts_where_it_
     assert all(grad is not None and grad.abs().sum() > 0 for grad in gammas)
 
 
+@pytest.mark.parametrize('op', ['conv1', 'conv1.branches.kxk.conv'])
+def test_block_in_a_frozen_stem_follows_the_norm_that_alone_is_put_into_eval_mode(op):
+    # mmdet's ResNet freezes its stem by `norm1.eval()`, which says nothing about norms within `conv1`
+    net = wrapped(dict(MMDET, norm_eval=False, frozen_stages=0))
+    net.expand('conv1')
+    net.train()
+    if op != 'conv1':
+        net.expand(op)
+    assert not net.bn1.training and net.layer1[0].bn1.training
+    assert not any(norm.training for norm in block_norms(net, 'conv1'))
+    before = {key: value.clone() for key, value in net.conv1.state_dict().items()}
+    net(images())
+    assert all(torch.equal(value, before[key]) for key, value in net.conv1.state_dict().items())
+
+
 def test_without_norm_eval_the_norms_of_a_block_learn_their_statistics():
     net = wrapped(dict(MMDET, norm_eval=False))
     net.train()

@@ -137,6 +137,7 @@ def source(kind):
     net = wrapped(SMALL, seed=3)
     if kind == 'augmented':
         net.load_structure(STRUCTURE)
+        unfriendly(net, 4)
     return net.state_dict(), outputs(net, images()), net.structure
 
 
