@@ -4,11 +4,15 @@ import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, Union
+from typing import Any, Dict, Iterator, Mapping, Union
 
 import torch
 
 PathLike = Union[str, os.PathLike]
+
+
+class NoStateDict(ValueError):
+    """A file that can be read, but holds no state dict."""
 
 
 @contextmanager
@@ -68,7 +72,7 @@ def read_checkpoint(path: PathLike) -> Dict[str, Any]:
     """Read a checkpoint to the CPU, as a dict with ``state_dict``; a bare state dict gets one around it.
 
     Raises:
-        ValueError: If the file is broken or no checkpoint, with its path.
+        ValueError: If the file is broken or no checkpoint (then a :class:`NoStateDict`), with its path.
         FileNotFoundError: If there is none.
     """
     if not os.path.isfile(path):
@@ -79,13 +83,14 @@ def read_checkpoint(path: PathLike) -> Dict[str, Any]:
         raise ValueError(f'{path} can not be read as a checkpoint ({type(error).__name__}: {error}). '
                          'Was it written completely?') from error
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+        raise NoStateDict(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
     if 'state_dict' not in checkpoint:
         checkpoint = {'state_dict': checkpoint}
     state = checkpoint['state_dict']
-    wrong = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
-    if not state or wrong:
-        raise ValueError(f'{path} holds no state dict' + (f': {wrong[0]!r} is no tensor' if wrong else ''))
+    entries = state if isinstance(state, Mapping) else {}
+    wrong = [key for key, value in entries.items() if not isinstance(value, torch.Tensor)]
+    if not entries or wrong:
+        raise NoStateDict(f'{path} holds no state dict' + (f': {wrong[0]!r} is no tensor' if wrong else ''))
     return checkpoint
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.model import BaseModule, initialize
 from mmengine.registry import MODELS
-from mmengine.runner import CheckpointLoader
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -17,7 +17,7 @@ from mmdyrep.reparam import Block, StructureError, structure as structures, surg
 
 from . import loading
 from .guard import watch
-from .norms import norm_maker
+from .norms import check_norm, norm_maker
 from .probing import probe_backbone
 from .wrapping import Extension, extended
 
@@ -54,6 +54,8 @@ def _checked(space, static, structure, gamma_init, max_depth, norm_cfg, exclude,
         input_shape = (input_shape, input_shape)
     if input_shape is not None and len(input_shape) not in (2, 3):
         raise ValueError(f'input_shape is (H, W) or (C, H, W), got {input_shape!r}')
+    if norm_cfg is not None:
+        check_norm(norm_cfg)
     names = reparam.resolve_space(space)
     if len(names) < 2:
         raise ValueError(f"the operation space {space!r} has no branch beside 'kxk'")
@@ -65,12 +67,23 @@ def _build(backbone: Union[Mapping, nn.Module]) -> nn.Module:
     if isinstance(backbone, nn.Module):
         return backbone
     try:
-        inner = MODELS.build(backbone)
+        return MODELS.build(backbone)
     except KeyError as error:
-        kind = backbone.get('type') if isinstance(backbone, Mapping) else backbone
+        kind = backbone.get('type')
+        if not str(error.args[0]).startswith(f'{kind} is not in the '):
+            raise  # something within the backbone
         raise KeyError(f'backbone type {kind!r} is not in the registry of the current scope. Name its library, as in '
-                       f"type='mmdet.{kind}', or set default_scope in the config. ({error})") from error
-    return inner
+                       f"type='mmdet.{kind.split('.')[-1]}', or set default_scope in the config. ({error})") from error
+
+
+def _check_exclude(exclude: Sequence[str], inner: nn.Module) -> None:
+    names = {name for name, _ in inner.named_modules()}
+    # parts of a block are there only later
+    unknown = [name for name in exclude
+               if name not in names and not any(name.startswith(f'{op}.branches.') for op in names)]
+    if unknown:
+        raise ValueError(f'exclude names {unknown[0]!r}, but {type(inner).__name__} has no module of this name; its '
+                         f'parts are {[name for name, _ in inner.named_children()]}')
 
 
 @MODELS.register_module()
@@ -121,10 +134,11 @@ class DyRepBackbone(Extension):
         inner = _build(backbone)
         if isinstance(inner, DyRepBackbone) or any(isinstance(module, Block) for module in inner.modules()):
             raise ValueError(f'{type(inner).__name__} is wrapped by DyRepBackbone already')
+        _check_exclude(settings.exclude, inner)
         inner.__class__ = extended(cls, type(inner))
         inner._dyrep = settings
         if pretrained is not None:
-            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+            init_cfg = ConfigDict(type='Pretrained', checkpoint=pretrained)
         if init_cfg is not None:
             inner.init_cfg = init_cfg
         if static:
@@ -136,7 +150,7 @@ class DyRepBackbone(Extension):
             structure = {'version': structures.VERSION, 'ops': ops}
         if structure is not None:
             inner.load_structure(structure)
-        state = loading.local_state(getattr(inner, 'init_cfg', None))
+        state = loading.local_state(getattr(inner, 'init_cfg', None), inner)
         if state is not None and loading.looks_augmented(state):
             inner.match_structure(state)
         return inner
@@ -217,13 +231,13 @@ class DyRepBackbone(Extension):
 
     # ------------------------------------------------------------------ Rep and Dep
 
-    def expand(self, name: str, branches: Optional[Sequence[str]] = None, *,
+    def expand(self, name: str, branches: Union[str, Sequence[str], None] = None, *,
                generator: Optional[torch.Generator] = None, measure: Optional[reparam.Measure] = None) -> List[str]:
         """Add branches to an op, output-preserving in eval mode (Rep, Eq. 6); on a block, those that are missing.
 
         Args:
             name (str): A convolution or a block.
-            branches (Sequence[str], optional): Defaults to all of the space that fit.
+            branches (str or Sequence[str], optional): Defaults to all of the space that fit.
             generator (torch.Generator, optional): Source of the new weights. Defaults to PyTorch's own.
             measure (callable, optional): Statistics on training batches. Defaults to the running ones.
 
@@ -236,6 +250,7 @@ class DyRepBackbone(Extension):
         geometry = self._require_op(name)
         if branches is None:
             branches = reparam.fitting(self._dyrep.space, geometry)
+        branches = [branches] if isinstance(branches, str) else list(branches)
         for branch in branches:
             reason = reparam.BRANCHES[branch].misfit(geometry) if branch in reparam.BRANCHES else \
                 f'is unknown; there are {list(reparam.BRANCHES)}'
@@ -279,6 +294,9 @@ class DyRepBackbone(Extension):
         Raises:
             StructureError: If it does not fit, with the op's name; nothing has been changed.
         """
+        if self._dyrep.deployed and isinstance(structure, Mapping) and structure.get('ops'):
+            raise StructureError(f'{type(self).__name__} has been switched to its deploy form, which takes no blocks; '
+                                 'build it anew')
         target = structures.check(structure, self, self.survey.ops, self.survey.reasons)
         if target == self.structure['ops']:
             return
@@ -337,19 +355,17 @@ class DyRepBackbone(Extension):
 
     def init_weights(self) -> None:
         """As the inner class; new branches start with ``gamma_init`` (static ones with 1)."""
-        cfg = getattr(self, 'init_cfg', None)
-        pretrained = isinstance(cfg, dict) and cfg.get('type') in ('Pretrained', 'PretrainedInit')
-        if pretrained and not cfg.get('prefix'):
-            file = CheckpointLoader.load_checkpoint(cfg['checkpoint'], map_location='cpu', logger=None)
-            prefix = loading.prefix_of(file.get('state_dict', file))
-            if prefix:
-                self.init_cfg = dict(cfg, prefix=prefix)
+        cfg, done = getattr(self, 'init_cfg', None), getattr(self, 'is_init', False)
+        if cfg and not done:
+            self.init_cfg = cfg = loading.with_prefix(cfg, self)
         inherited = getattr(super(), 'init_weights', None)
         if inherited is not None:
             inherited()
-        if cfg is not None and not isinstance(self, BaseModule):
-            initialize(self, self.init_cfg)
-        if not pretrained:
+        own = bool(cfg) and not isinstance(self, BaseModule)
+        if own:
+            initialize(self, cfg)
+        # a second call of BaseModule's changes nothing, and weights out of a file come with their gamma
+        if not done and (inherited is not None or own) and not loading.pretrained_cfgs(cfg):
             gamma = self._options()['gamma']
             for block in reparam.blocks_of(self).values():
                 for name in block.added:
@@ -372,7 +388,8 @@ class DyRepBackbone(Extension):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         self.match_structure(state_dict, prefix)
         if self.structure['ops']:
-            loading.take_plain_weights(self, state_dict, prefix, self.survey.ops)
+            # the last argument collects the loader's errors
+            args[-1].extend(loading.take_plain_weights(self, state_dict, prefix, self.survey.ops))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -1,10 +1,14 @@
 """The structure that a state dict brings, set before its tensors go in."""
+import copy
 import os
-from typing import Any, Dict, Iterable, Optional
+import re
+from typing import Any, Dict, Iterable, List, Optional
 
+from mmengine.model import PretrainedInit
+from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from mmdyrep.fileio import read_checkpoint
+from mmdyrep.fileio import NoStateDict, read_checkpoint
 from mmdyrep.reparam import Block, Statistics, StructureError, blocks_of, depth_of, ops_in_keys
 from mmdyrep.reparam.kernels import Kernel
 from mmdyrep.reparam.structure import root_of, root_of_key
@@ -52,7 +56,7 @@ def target_structure(model: nn.Module, keys: Iterable[str], eligible: Iterable[s
 
 
 def take_plain_weights(model: nn.Module, state_dict: Dict[str, Any], prefix: str,
-                       behind: Dict[str, Optional[str]]) -> None:
+                       behind: Dict[str, Optional[str]]) -> List[str]:
     """Put the plain convolutions of a state dict into the blocks of a model, corrected by Eq. 6.
 
     The blocks' originals are set so that the function is that of the file; the keys of the plain
@@ -63,17 +67,25 @@ def take_plain_weights(model: nn.Module, state_dict: Dict[str, Any], prefix: str
         state_dict (dict): Changed in place.
         prefix (str): Of the backbone's keys.
         behind (dict): Batch norms behind the ops.
+
+    Returns:
+        list[str]: What is wrong, in the words of PyTorch's loader: weights of other shapes, which stay out.
     """
+    errors = []
     for name, block in blocks_of(model).items():
         weight = state_dict.get(f'{prefix}{name}.weight')
         if depth_of(name) or weight is None:
             continue
-        if weight.shape != block.original_conv().weight.shape:
-            continue  # the loader reports the key and both shapes
+        wanted = block.original_conv().weight.shape
+        if weight.shape != wanted:
+            errors.append(f'size mismatch for {prefix}{name}.weight: copying a param with shape {weight.shape} from '
+                          f'checkpoint, the shape in current model is {wanted}.')
+            continue
         _assign(block, state_dict, prefix + name, prefix + (behind[name] or ''), model, behind[name])
         for key in ('weight', 'bias'):
             state_dict.pop(f'{prefix}{name}.{key}', None)
         state_dict.update({f'{prefix}{name}.{key}': value.clone() for key, value in block.state_dict().items()})
+    return errors
 
 
 def _assign(block: Block, state_dict: Dict[str, Any], op: str, norm: str, model: nn.Module,
@@ -91,21 +103,49 @@ def _assign(block: Block, state_dict: Dict[str, Any], op: str, norm: str, model:
     block.assign(Kernel(weight, bias), statistics, rescale=statistics is not None)
 
 
-def local_state(init_cfg: Any) -> Optional[Dict[str, Any]]:
-    """State dict of a local file that ``init_cfg`` names, without its prefix; None if there is no such file."""
+def pretrained_cfgs(init_cfg: Any) -> List[Dict[str, Any]]:
+    """Those of the one or more configs in ``init_cfg`` that load a file."""
     cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
-    for cfg in cfgs:
-        if isinstance(cfg, dict) and cfg.get('type') in ('Pretrained', 'PretrainedInit'):
-            path = cfg.get('checkpoint')
-            if isinstance(path, (str, os.PathLike)) and os.path.isfile(path):
+    return [cfg for cfg in cfgs if isinstance(cfg, dict) and cfg.get('type') in ('Pretrained', PretrainedInit)]
+
+
+def local_state(init_cfg: Any, model: nn.Module) -> Optional[Dict[str, Any]]:
+    """State dict of a local file that ``init_cfg`` names, without its prefix; None if there is no such file."""
+    for cfg in pretrained_cfgs(init_cfg):
+        path = cfg.get('checkpoint')
+        if isinstance(path, (str, os.PathLike)) and os.path.isfile(path):
+            try:
                 state = read_checkpoint(path)['state_dict']
-                prefix = prefix_of(state, cfg.get('prefix'))
-                return {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
+            except NoStateDict:
+                continue  # some backbones read formats of their own
+            prefix = cfg.get('prefix') or prefix_of(state, model)
+            prefix += '' if prefix.endswith('.') or not prefix else '.'
+            if not prefix:
+                # as mmengine does, for files of a model in a wrapper
+                return {re.sub(r'^module\.', '', key): value for key, value in state.items()}
+            return {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
     return None
 
 
-def prefix_of(keys: Iterable[str], wanted: Optional[str] = None) -> str:
-    """Prefix of the backbone's keys in a file: the one asked for, else ``backbone.`` where keys have it."""
-    if wanted:
-        return wanted if wanted.endswith('.') else wanted + '.'
-    return 'backbone.' if any(key.startswith('backbone.') for key in keys) else ''
+def with_prefix(init_cfg: Any, model: nn.Module) -> Any:
+    """Copy of ``init_cfg`` whose file, if its keys have the prefix ``backbone.``, is loaded by that prefix.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    init_cfg = copy.deepcopy(init_cfg)
+    for cfg in pretrained_cfgs(init_cfg):
+        if not cfg.get('prefix'):
+            file = CheckpointLoader.load_checkpoint(cfg['checkpoint'], map_location='cpu', logger=None)
+            prefix = prefix_of(file.get('state_dict', file), model)
+            if prefix:
+                cfg['prefix'] = prefix
+    return init_cfg
+
+
+def prefix_of(keys: Iterable[str], model: nn.Module) -> str:
+    """``backbone.`` where the keys of a file have it and the model itself has no part of this name."""
+    if any(name == 'backbone' for name, _ in model.named_children()):
+        return ''
+    found = (re.match(r'(module\.)?backbone\.', key) for key in keys)
+    return next((match.group() for match in found if match), '')

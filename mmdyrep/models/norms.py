@@ -17,6 +17,18 @@ def _fixed(norm_cfg: dict, behind: Optional[_BatchNorm]) -> MakeNorm:
     return partial(_make, norm_cfg)
 
 
+def check_norm(norm_cfg: dict) -> None:
+    """Refuse a config that makes no batch norm which a block can work with.
+
+    Raises:
+        ValueError: With the config and what it lacks.
+    """
+    norm = _make(norm_cfg, 1)
+    if not norm.affine or not norm.track_running_stats:
+        raise ValueError('norm_cfg must keep weight, bias and running statistics (affine, track_running_stats), '
+                         f'got {norm_cfg}')
+
+
 def _make(norm_cfg: dict, channels: int) -> _BatchNorm:
     cfg = dict(norm_cfg)
     requires_grad = cfg.pop('requires_grad', True)
