@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import mmdyrep
@@ -15,7 +16,7 @@ from tests.runs import differences, needs_images, small_config, train
 
 EMA = [dict(type='EMAHook', momentum=0.1)]
 SAVED = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
-# no --resume in a later iteration loses more than one checkpoint interval here: epochs have 8 iterations
+# in the middle of the third epoch, and between two checkpoints of an iteration loop
 KILL_AT = 21
 
 
@@ -118,34 +119,43 @@ class Line(torch.nn.Module):
         return dict(loss=loss)
 
 
+def map_loader(**options: Any) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(torch.rand(12, 2), batch_size=2, **options)
+
+
 def toy_runner(folder: Path, name: str, seed: Any = 5, deterministic: bool = True, by_epoch: bool = False,
-               loader: Any = None, hook: Any = None, **others: Any) -> Runner:
-    loop = dict(by_epoch=True, max_epochs=2) if by_epoch else dict(by_epoch=False, max_iters=6)
+               loader: Any = None, hooks: Any = (), wrapper: Any = {}, **others: Any) -> Runner:
     return Runner(
-        Line(), str(folder), train_dataloader=loader or torch.utils.data.DataLoader(Endless(), batch_size=3),
-        train_cfg=loop, optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), **others.pop('wrapper', {})),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=4, by_epoch=False)),
-        custom_hooks=[hook or mmdyrep.RandomStateHook(), *others.pop('hooks', [])],
+        Line(), str(folder), train_dataloader=map_loader() if loader is None else loader,
+        train_cfg=dict(by_epoch=True, max_epochs=2) if by_epoch else dict(by_epoch=False, max_iters=6),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), **wrapper),
+        # mmengine's logger asks for the length of every loader
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=4, by_epoch=False), logger=None),
+        custom_hooks=[mmdyrep.RandomStateHook(), *hooks],
         randomness=dict(seed=seed, deterministic=deterministic), experiment_name=name, **others)
 
 
+class Collect(Hook):
+    """Takes part in fetches as a hook would that refills batches."""
+
+    def __init__(self) -> None:
+        self.fetched: List[Any] = []
+
+    def before_train(self, runner: Runner) -> None:
+        watch_fetches(runner).after.append(lambda index, batch: self.fetched.append((index, batch.tolist())))
+
+
 def test_iterable_dataset_without_length_is_skipped_as_it_was_drawn(tmp_path: Path) -> None:
-    straight = toy_runner(tmp_path, f'{tmp_path.name}-straight')
+    loader = torch.utils.data.DataLoader(Endless(), batch_size=3)
+    straight = toy_runner(tmp_path, f'{tmp_path.name}-straight', loader=loader)
     straight.train()
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_4.pth'))
-    resumed = toy_runner(tmp_path, f'{tmp_path.name}-resumed', resume=True)
-    torch.rand(100)
-    fetched = []
-
-    class Calibrating(mmdyrep.RandomStateHook):
-        def before_train(self, runner: Runner) -> None:
-            super().before_train(runner)
-            watch_fetches(runner).after.append(lambda index, batch: fetched.append((index, batch.tolist())))
-
-    resumed.register_hook(Calibrating())
+    collect = Collect()
+    resumed = toy_runner(tmp_path, f'{tmp_path.name}-resumed', loader=loader, hooks=[collect], resume=True)
     resumed.train()
+    assert len(straight.model.seen) == 6
     assert resumed.model.seen == straight.model.seen[4:]
-    assert fetched == list(enumerate(batch for batch, _ in straight.model.seen))
+    assert collect.fetched == list(enumerate(batch for batch, _ in straight.model.seen))
 
 
 def warnings_of(runner: Runner, caplog: Any) -> str:
@@ -155,10 +165,6 @@ def warnings_of(runner: Runner, caplog: Any) -> str:
     return '\n'.join(record.getMessage() for record in caplog.records if 'RandomStateHook: ' in record.getMessage())
 
 
-def map_loader(**options: Any) -> torch.utils.data.DataLoader:
-    return torch.utils.data.DataLoader(torch.rand(6, 2), batch_size=2, **options)
-
-
 def test_an_exact_run_is_not_warned_of(tmp_path: Path, caplog: Any) -> None:
     assert warnings_of(toy_runner(tmp_path, f'{tmp_path.name}-iter'), caplog) == ''
 
@@ -166,8 +172,8 @@ def test_an_exact_run_is_not_warned_of(tmp_path: Path, caplog: Any) -> None:
 @pytest.mark.parametrize('options, remedy', [
     (dict(seed=None), 'randomness=dict(seed='),
     (dict(deterministic=False), 'randomness.deterministic=True'),
-    (dict(by_epoch=True, loader=lambda: map_loader()), 'by_epoch=True and the interval in epochs'),
-    (dict(by_epoch=True, loader=lambda: map_loader(num_workers=1, persistent_workers=True)),
+    (dict(by_epoch=True), 'by_epoch=True and the interval in epochs'),
+    (dict(by_epoch=True, loader=map_loader(num_workers=1, persistent_workers=True)),
      'persistent_workers=False'),
     (dict(wrapper=dict(accumulative_counts=3)), 'be a multiple of 3'),
     (dict(param_scheduler=[dict(type='ReduceOnPlateauLR', monitor='loss')]), 'one that follows epochs or iterations'),
@@ -175,10 +181,7 @@ def test_an_exact_run_is_not_warned_of(tmp_path: Path, caplog: Any) -> None:
 ], ids=lambda value: None if isinstance(value, str) else '-'.join(value))
 def test_what_is_not_exact_is_said_once_with_the_remedy(tmp_path: Path, caplog: Any, options: dict,
                                                         remedy: str) -> None:
-    options = dict(options)
-    if 'loader' in options:
-        options['loader'] = options['loader']()
-    said = warnings_of(toy_runner(tmp_path, f'{tmp_path.name}', **options), caplog)
+    said = warnings_of(toy_runner(tmp_path, tmp_path.name, **options), caplog)
     assert said.count(remedy) == 1
 
 
@@ -190,8 +193,7 @@ def test_another_seed_than_the_checkpoints_is_said(tmp_path: Path, caplog: Any) 
 
 
 def test_watching_refuses_an_epoch_loop(tmp_path: Path) -> None:
-    runner = toy_runner(tmp_path, tmp_path.name, by_epoch=True, loader=map_loader())
-    runner.build_train_loop(runner._train_loop)
+    runner = toy_runner(tmp_path, tmp_path.name, by_epoch=True)
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     with pytest.raises(TypeError, match='EpochBasedTrainLoop does not fetch'):
         watch_fetches(runner)
