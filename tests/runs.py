@@ -8,6 +8,9 @@ from typing import Any, Dict, List
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmdyrep import RandomStateHook
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / 'data' / 'fashion-mnist'
@@ -85,3 +88,36 @@ def differences(left: Any, right: Any, where: str = '') -> List[str]:
     else:
         same = type(left) is type(right) and left == right
     return [] if same else [where]
+
+
+class Line(torch.nn.Module):
+    """Notes the batches that it trains on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+        self.seen: List[Any] = []
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> Any:
+        self.seen.append((data.tolist(), torch.rand(1).item()))
+        loss = (data @ self.weight - 1).square().mean()
+        optim_wrapper.update_params(loss)
+        return dict(loss=loss)
+
+
+def map_loader(**options: Any) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(torch.arange(24.).view(12, 2) / 24, batch_size=2, **options)
+
+
+def toy_runner(folder: Path, name: str, seed: Any = 5, deterministic: bool = True, by_epoch: bool = False,
+               loader: Any = None, hooks: Any = (), wrapper: Any = {}, saving: Any = {}, **others: Any) -> Runner:
+    """Six steps of a line, in this process, saved every fourth."""
+    return Runner(
+        Line(), str(folder), train_dataloader=map_loader() if loader is None else loader,
+        train_cfg=dict(by_epoch=True, max_epochs=2) if by_epoch else dict(by_epoch=False, max_iters=6),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), **wrapper),
+        # mmengine's logger asks for the length of every loader
+        default_hooks=dict(logger=None, checkpoint=dict(
+            type='CheckpointHook', by_epoch=False, **{'interval': 4, **saving})),
+        custom_hooks=[RandomStateHook(), *hooks],
+        randomness=dict(seed=seed, deterministic=deterministic), experiment_name=name, **others)

@@ -7,6 +7,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..checkpoints import make_checkpoints_atomic, resume_from_readable
 from ..random_state import counts_iterations, set_random_state, watch_fetches
 
 
@@ -19,6 +20,9 @@ class RandomStateHook(Hook):
     killed and goes on with ``--resume`` then ends with the same bytes in weights, averaged weights, optimizer and
     schedulers as one that ran straight through; so do training runs whose validation draws random numbers, and a plain
     run and its DyRep twin see the same random numbers at the same place.
+
+    Checkpoints are written whole or not at all, and a broken one is replaced by the newest before it, with a warning
+    (``mmdyrep.engine.checkpoints``).
 
     It takes a seed, ``deterministic=True``, the same number of processes and data workers, and in epoch loops
     checkpoints at the end of epochs and data workers that are not persistent. What keeps a run from being exact is
@@ -37,7 +41,9 @@ class RandomStateHook(Hook):
         self._given: Optional[int] = None
 
     def before_run(self, runner: Runner) -> None:
-        """Note the config's seed, which a resume replaces by the checkpoint's."""
+        """Make checkpoints safe and choose the one to resume from; note the seed before a resume replaces it."""
+        make_checkpoints_atomic(runner)
+        resume_from_readable(runner)
         self._given = runner._randomness_cfg.get('seed')
 
     def before_train(self, runner: Runner) -> None:

@@ -10,9 +10,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-import mmdyrep
 from mmdyrep.engine.random_state import set_random_state, watch_fetches
-from tests.runs import differences, needs_images, small_config, train
+from tests.runs import differences, map_loader, needs_images, small_config, toy_runner, train
 
 EMA = [dict(type='EMAHook', momentum=0.1)]
 SAVED = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
@@ -104,37 +103,6 @@ class Endless(torch.utils.data.IterableDataset):
             yield torch.rand(2)
 
 
-class Line(torch.nn.Module):
-    """Notes the batches that it trains on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(2))
-        self.seen: List[Any] = []
-
-    def train_step(self, data: Any, optim_wrapper: Any) -> Any:
-        self.seen.append((data.tolist(), torch.rand(1).item()))
-        loss = (data @ self.weight - 1).square().mean()
-        optim_wrapper.update_params(loss)
-        return dict(loss=loss)
-
-
-def map_loader(**options: Any) -> torch.utils.data.DataLoader:
-    return torch.utils.data.DataLoader(torch.rand(12, 2), batch_size=2, **options)
-
-
-def toy_runner(folder: Path, name: str, seed: Any = 5, deterministic: bool = True, by_epoch: bool = False,
-               loader: Any = None, hooks: Any = (), wrapper: Any = {}, **others: Any) -> Runner:
-    return Runner(
-        Line(), str(folder), train_dataloader=map_loader() if loader is None else loader,
-        train_cfg=dict(by_epoch=True, max_epochs=2) if by_epoch else dict(by_epoch=False, max_iters=6),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), **wrapper),
-        # mmengine's logger asks for the length of every loader
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=4, by_epoch=False), logger=None),
-        custom_hooks=[mmdyrep.RandomStateHook(), *hooks],
-        randomness=dict(seed=seed, deterministic=deterministic), experiment_name=name, **others)
-
-
 class Collect(Hook):
     """Takes part in fetches as a hook would that refills batches."""
 
@@ -190,6 +158,27 @@ def test_another_seed_than_the_checkpoints_is_said(tmp_path: Path, caplog: Any) 
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_4.pth'))
     said = warnings_of(toy_runner(tmp_path, f'{tmp_path.name}-second', seed=6, resume=True), caplog)
     assert 'set randomness.seed=5' in said and said.count('\n') == 0
+
+
+class Drawn(torch.utils.data.Dataset):
+    """Random numbers of the worker that fetches."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor([np.random.rand(), torch.rand(1).item()])
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_epochs_repeat_the_draws_of_workers_and_the_log_says_so(tmp_path: Path, caplog: Any, workers: int) -> None:
+    loader = dict(batch_size=3, num_workers=workers, dataset=Drawn(), persistent_workers=False,
+                  sampler=dict(type='DefaultSampler', shuffle=True), collate_fn=dict(type='default_collate'))
+    runner = toy_runner(tmp_path, tmp_path.name, by_epoch=True, loader=loader)
+    said = warnings_of(runner, caplog)
+    batches = [batch for batch, _ in runner.model.seen]
+    assert (batches[:2] == batches[2:]) == (workers > 0)
+    assert ('repeats the same augmentation draws' in said) == (workers > 0)
 
 
 def test_watching_refuses_an_epoch_loop(tmp_path: Path) -> None:
