@@ -71,15 +71,15 @@ def _choose(runner: Runner) -> Tuple[Optional[str], Optional[str]]:
             break
         broken.append(f'\n  {why}')
     if asked is not None:
-        raise ValueError(f'--resume: {problem}. ' + (
+        raise ValueError(f'--resume: {problem}\n  ' + (
             f'The newest checkpoint there that can be resumed is {newest}' if newest else
             'No other checkpoint there can be resumed') + ''.join(broken))
     if newest is None:
         raise ValueError(
-            f'--resume: {problem}, and no other checkpoint in {" or ".join(map(str, folders))} can be resumed. '
+            f'--resume: {problem}\n  No other checkpoint in {" or ".join(map(str, folders))} can be resumed. '
             'A run that dies while it saves may leave none with max_keep_ckpts=1; keep 2 or more. To begin anew, '
             'train without --resume' + ''.join(broken))
-    return newest, f'--resume: {problem}. Going on from {newest} instead' + ''.join(broken)
+    return newest, f'--resume: {problem}\n  Going on from {newest} instead' + ''.join(broken)
 
 
 def _folders(runner: Runner, named: Optional[str], asked: bool) -> List[Path]:

@@ -118,9 +118,9 @@ def test_a_folder_without_checkpoints_begins_anew(tmp_path: Path, caplog: Any) -
 
 def test_a_broken_file_that_was_asked_for_is_an_error_that_names_the_newest_good_one(saved: Path) -> None:
     truncate(saved / 'iter_4.pth', 100)
-    with pytest.raises(ValueError, match=f'iter_4.pth can not be read.*resumed is {saved / "iter_6.pth"}'):
+    with pytest.raises(ValueError, match=f'(?s)iter_4.pth can not be read.*resumed is {saved / "iter_6.pth"}'):
         resuming(saved, saved / 'iter_4.pth').train()
-    with pytest.raises(ValueError, match=f'no checkpoint at .*iter_5.pth.*resumed is {saved / "iter_6.pth"}'):
+    with pytest.raises(ValueError, match=f'(?s)no checkpoint at .*iter_5.pth.*resumed is {saved / "iter_6.pth"}'):
         resuming(saved, saved / 'iter_5.pth').train()
 
 
