@@ -7,10 +7,10 @@ from importlib.util import find_spec
 
 from .version import __version__
 
-__all__ = ['DyRepBackbone', 'DyRepHook', '__version__']
+__all__ = ['DyRepBackbone', 'DyRepHook', 'RandomStateHook', '__version__']
 
 if find_spec('mmengine') is not None:
-    from .engine import DyRepHook
+    from .engine import DyRepHook, RandomStateHook
     from .models import DyRepBackbone
     if find_spec('mmpretrain') is not None:
         import_module('mmdyrep.models.vgg_cifar')
