@@ -7,11 +7,7 @@ from torch import nn
 from mmdyrep.fileio import read_checkpoint
 from mmdyrep.reparam import Block, Statistics, StructureError, blocks_of, depth_of, ops_in_keys
 from mmdyrep.reparam.kernels import Kernel
-
-
-def root_of(name: str) -> str:
-    """Op of the plain network that an op lies in."""
-    return name.split('.branches.')[0]
+from mmdyrep.reparam.structure import root_of
 
 
 def looks_augmented(keys: Iterable[str]) -> bool:

@@ -14,7 +14,9 @@ Ops = Dict[str, List[str]]
 
 # the convolutions inside a block that can be expanded again
 _NESTED = re.compile(r'^(?P<parent>.+)\.branches\.(?P<branch>kxk|1x1_kxk)\.conv$')
-_BRANCH_KEY = re.compile(r'^(?P<op>.+)\.branches\.(?P<branch>[^.]+)\.(?:conv1|bn1|conv|bn)\.[^.]+$')
+# a number is no branch: networks have lists of this name too (HRNet's stage2.0.branches.0)
+_IN_BLOCK = re.compile(r'\.branches\.(?!\d+\.)[^.]+\.(?:conv1|bn1|conv|bn)(?=\.|$)')
+_BRANCH_KEY = re.compile(r'^(?P<op>.+)\.branches\.(?P<branch>(?!\d+\.)[^.]+)\.(?:conv1|bn1|conv|bn)\.[^.]+$')
 
 
 class StructureError(ValueError):
@@ -33,7 +35,12 @@ def describe(model: nn.Module) -> Dict[str, Any]:
 
 def depth_of(name: str) -> int:
     """How many blocks the op of this name lies in."""
-    return name.count('.branches.')
+    return len(_IN_BLOCK.findall(name))
+
+
+def root_of(name: str) -> str:
+    """Op of the plain network that an op, a module or a key lies in; the name itself outside of blocks."""
+    return _IN_BLOCK.split(name, maxsplit=1)[0]
 
 
 def ops_within(model: nn.Module, name: str) -> List[str]:
