@@ -13,8 +13,8 @@ from mmdyrep.dynamics import macs
 from mmdyrep.engine.report import human
 from mmdyrep.fileio import PathLike, read_checkpoint, read_json
 from mmdyrep.models import DyRepBackbone
-from mmdyrep.models.loading import root_of
 from mmdyrep.models.probing import input_shapes, zeros
+from mmdyrep.reparam.structure import root_of
 
 from .uncounted import uncounted
 
