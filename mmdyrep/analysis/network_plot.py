@@ -14,7 +14,7 @@ from mmdyrep.reparam.structure import root_of
 
 from . import drawing
 from .drawing import FAINT, GRID, INK
-from .structure_file import Structure
+from .structure_file import Structure, indented
 
 CELL, ROW = 0.62, 0.27  # inches
 ORIGINAL, PRESENT = '#BBBBBB', '#56B4E9'
@@ -32,7 +32,7 @@ def plot_network(structure: Structure) -> Figure:
     rows = _rows(structure)
     used = set(branch for names in [*structure.ops.values(), *structure.removed.values()] for branch in names)
     columns = [branch for branch in BRANCHES if branch in used]
-    labels = [_label(name) for name in rows]
+    labels = [indented(name) for name in rows]
     added = sum(len(branches) - 1 for branches in structure.ops.values())
     title = f'Structure of {structure.source}'
     nested = sum(1 for name in structure.ops if depth_of(name))
@@ -62,12 +62,6 @@ def _rows(structure: Structure) -> List[str]:
     for name in structure.ops:
         groups.setdefault(root_of(name), []).append(name)
     return [name for root in structure.order or groups for name in groups.get(root, [root])]
-
-
-def _label(name: str) -> str:
-    depth = depth_of(name)
-    branch = name.rsplit('.branches.', 1)[-1].removesuffix('.conv')
-    return '      ' * depth + f'in its {branch}' if depth else name
 
 
 def _scale(structure: Structure) -> Normalize:

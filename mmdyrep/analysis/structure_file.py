@@ -91,8 +91,9 @@ def _from_json(path: Path) -> Structure:
 def _from_state(path: Path, state: Mapping[str, Tensor]) -> Structure:
     blocks = [key for key in state if f'{root_of(key)}.branches.kxk.bn.weight' in state]
     found = Structure(path.name, {})
-    # a checkpoint of a whole model: names are counted from the backbone
-    prefix = 'backbone.' if blocks and all(key.startswith('backbone.') for key in blocks) else ''
+    # in a checkpoint of a whole model names count from the backbone
+    match = re.match(r'(?:[^.]+\.)*?backbone\.', blocks[0]) if blocks else None
+    prefix = match[0] if match and all(key.startswith(match[0]) for key in blocks) else ''
     for op, branches in ops_in_keys(blocks).items():
         name = op[len(prefix):]
         found.ops[name] = branches
@@ -131,13 +132,21 @@ def _add_history(found: Structure, updates: List[Mapping[str, Any]]) -> None:
     if updates:
         last = updates[-1]
         known = [name for name, _ in last['scores']] + last['unscored']
-        waiting = [name for name in known if name not in found.ops and not depth_of(name)]
+        waiting = [name for name in known if name not in found.ops and not depth_of(name)
+                   and (not found.order or name in found.order)]
         found.waiting = sorted(waiting, key=found.order.index if found.order else natural)
 
 
 def natural(name: str) -> List[Any]:
     """Sorts names as people do: ``features.10`` after ``features.9``."""
     return [(0, int(part), '') if part.isdigit() else (1, 0, part) for part in re.split(r'(\d+)', name)]
+
+
+def indented(op: str) -> str:
+    """Label of an op below the one that it is nested in."""
+    depth = depth_of(op)
+    branch = op.rsplit('.branches.', 1)[-1].removesuffix('.conv')
+    return '      ' * depth + f'in its {branch}' if depth else op
 
 
 def _in_order(ops: Ops, order: List[str]) -> Ops:
