@@ -4,6 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
+from matplotlib.text import Text
 
 from mmdyrep.analysis import drawing
 from mmdyrep.analysis.block_plot import build, plot_block
@@ -28,9 +29,15 @@ def apart(figure, artists):
 
 
 def words(figure):
-    ticks = [tick for axes in figure.axes if axes.axison
-             for tick in [*axes.get_xticklabels(), *axes.get_yticklabels()]]
-    found = [*figure.texts, *ticks, *(text for axes in figure.axes for text in axes.texts)]
+    figure.canvas.draw()
+    found = list(figure.texts)
+    for axes in figure.axes:
+        found += [child for child in axes.get_children() if isinstance(child, Text)]
+        found += [axes.xaxis.label, axes.yaxis.label] if axes.axison else []
+        for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
+            low, high = sorted(axis.get_view_interval())
+            found += [label for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high
+                      for label in (tick.label1, tick.label2) if label.get_visible()]
     return [text for text in found if text.get_text()]
 
 
