@@ -3,6 +3,7 @@ import math
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from mmdyrep.reparam import Block
 
@@ -58,12 +59,19 @@ class Pick(NamedTuple):
 
 
 def importance(block: Block) -> Dict[str, float]:
-    """Importance s_j of the added branches: mean |gamma| (Eq. 9) relative to that of the original."""
-    def mean_gamma(name: str) -> float:
-        return block.branches[name].bn.weight.detach().abs().double().mean().item()
+    """Importance s_j of the added branches of a block."""
+    return relative_gammas({name: branch.bn.weight for name, branch in block.branches.items()})
 
-    original = max(mean_gamma('kxk'), 1e-12)
-    return {name: mean_gamma(name) / original for name in block.added}
+
+def relative_gammas(gammas: Mapping[str, Tensor]) -> Dict[str, float]:
+    """Importance s_j of the added branches: mean |gamma| (Eq. 9) relative to that of the original.
+
+    Args:
+        gammas (Mapping[str, Tensor]): Weight of each branch's last batch norm, that of ``kxk`` among them.
+    """
+    means = {name: gamma.detach().abs().double().mean().item() for name, gamma in gammas.items()}
+    original = max(means.pop('kxk'), 1e-12)
+    return {name: mean / original for name, mean in means.items()}
 
 
 def redundant(importances: Mapping[str, float], threshold: float, bound: Optional[float] = None) -> List[str]:

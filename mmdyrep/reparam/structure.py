@@ -14,6 +14,7 @@ Ops = Dict[str, List[str]]
 
 # the convolutions inside a block that can be expanded again
 _NESTED = re.compile(r'^(?P<parent>.+)\.branches\.(?P<branch>kxk|1x1_kxk)\.conv$')
+_IN_BLOCK = re.compile(rf'\.branches\.(?:{"|".join(BRANCHES)})\.(?:conv1|bn1|conv|bn)(?=\.|$)')
 _BRANCH_KEY = re.compile(r'^(?P<op>.+)\.branches\.(?P<branch>[^.]+)\.(?:conv1|bn1|conv|bn)\.[^.]+$')
 
 
@@ -43,8 +44,8 @@ def depth_of(name: str) -> int:
 
 
 def root_of(name: str) -> str:
-    """Op of the plain network that the op of this name lies in."""
-    return [name, *_around(name)][-1]
+    """Op of the plain network that an op, a module or a key lies in; the name itself outside of blocks."""
+    return _IN_BLOCK.split(name, maxsplit=1)[0]
 
 
 def ops_within(model: nn.Module, name: str) -> List[str]:
