@@ -6,7 +6,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Patch
 
-
 from . import drawing
 from .drawing import FAINT, INK
 from .structure_file import Structure
@@ -143,8 +142,9 @@ def _line(axes: Axes, xs: List[float], ys: List[float], level: int) -> None:
 def _draw(axes: Axes, tree: Tree, left: float, top: float, level: int) -> None:
     centre, bottom = left + tree.width / 2, top - tree.height
     if tree.nested:
-        axes.add_patch(FancyBboxPatch((left, bottom), tree.width, tree.height, boxstyle='round,pad=0,rounding_size=0.08',
-                                      facecolor='white', edgecolor=FAINT, linewidth=0.9, linestyle='--', zorder=level))
+        axes.add_patch(FancyBboxPatch((left, bottom), tree.width, tree.height,
+                                      boxstyle='round,pad=0,rounding_size=0.08', facecolor='white',
+                                      edgecolor=FAINT, linewidth=0.9, linestyle='--', zorder=level))
     fork, join = top - 0.13, bottom + 0.62
     xs, x = [], left + tree.inset
     for column in tree.columns:

@@ -206,7 +206,8 @@ def spans(run: Run) -> List[Span]:
     """When each op was expanded, and when branches of it were removed, ordered by the beginning."""
     updates = run.history['updates'] if run.history else []
     grown = {item['op'] for entry in updates for item in entry['grown']}
-    alive: Dict[str, Span] = {op: Span(op, 0, 0, number, False) for op, number in _at_start(run, updates, grown).items()}
+    alive: Dict[str, Span] = {op: Span(op, 0, 0, number, False)
+                              for op, number in _at_start(run, updates, grown).items()}
     done: List[Span] = []
 
     def change(op: str, now: int, by: int, removed: bool) -> None:

@@ -78,7 +78,8 @@ def _from_json(path: Path) -> Structure:
     if not isinstance(ops, Mapping):
         raise ValueError(f"{path} is no structure, which is {{'version': 1, 'ops': {{op: [branch, ...]}}}}")
     if not isinstance(value.get('version'), int) or not 1 <= value['version'] <= VERSION:
-        raise ValueError(f'{path}: version {value.get("version")!r} of the structure; this mmdyrep reads 1 to {VERSION}')
+        raise ValueError(f'{path}: version {value.get("version")!r} of the structure; '
+                         f'this mmdyrep reads 1 to {VERSION}')
     for op, branches in ops.items():
         if not isinstance(branches, list) or 'kxk' not in branches or set(map(str, branches)) - set(BRANCHES):
             raise ValueError(f'{path}: {op} has branches {branches!r}; it needs kxk and others of {list(BRANCHES)}')

@@ -15,7 +15,8 @@ Ops = Dict[str, List[str]]
 # the convolutions inside a block that can be expanded again
 _NESTED = re.compile(r'^(?P<parent>.+)\.branches\.(?P<branch>kxk|1x1_kxk)\.conv$')
 _IN_BLOCK = re.compile(rf'\.branches\.(?:{"|".join(BRANCHES)})\.(?:conv1|bn1|conv|bn)(?=\.|$)')
-_BRANCH_KEY = re.compile(r'^(?P<op>.+)\.branches\.(?P<branch>[^.]+)\.(?:conv1|bn1|conv|bn)\.[^.]+$')
+# a number is no branch: networks have lists of this name, too (HRNet's stage2.0.branches.0)
+_BRANCH_KEY = re.compile(r'^(?P<op>.+)\.branches\.(?P<branch>(?!\d+\.)[^.]+)\.(?:conv1|bn1|conv|bn)\.[^.]+$')
 
 
 class StructureError(ValueError):

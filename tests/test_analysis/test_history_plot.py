@@ -13,7 +13,7 @@ COSTS = {'dyrep': {'backbone': 149e6, 'model': 150e6}, 'plain': {'backbone': 89e
 @pytest.fixture
 def runs(tmp_path):
     for number, name in enumerate(('dyrep', 'plain', 'unknown')):
-        scalars(tmp_path / name, '20250101_000000', range(1, 9), lambda epoch: 70.0 + epoch + number)
+        scalars(tmp_path / name, '20250101_000000', range(1, 9), lambda epoch, number=number: 70.0 + epoch + number)
     history(tmp_path / 'dyrep', [(2, {'layer1.0.conv1': ['1x1', 'kx1', '1xk']}, {}),
                                  (4, {'layer1.0.conv1.branches.kxk.conv': ['1x1']}, {}),
                                  (6, {'layer1.1.conv1': ['1x1']}, {'layer1.0.conv1': ['kx1', '1xk']})])

@@ -1,10 +1,10 @@
 """Where the type of a wrapped backbone is looked up."""
 import pytest
+from mmdet.models import ResNet as DetResNet
+from mmdet.registry import MODELS as DET
 from mmengine.registry import DefaultScope
 from mmpretrain.models import ImageClassifier, ResNet
 from mmpretrain.registry import MODELS as PRETRAIN
-from mmdet.models import ResNet as DetResNet
-from mmdet.registry import MODELS as DET
 from mmseg.models import ResNet as SegResNet
 from mmseg.registry import MODELS as SEG
 
