@@ -1,0 +1,67 @@
+"""A training run in a few lines: accuracy before and after fusing, how the network grew, what was compared."""
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+from mmdyrep.engine.history import History
+from mmdyrep.engine.report import human
+from mmdyrep.fileio import PathLike, read_checkpoint, read_json
+
+
+def tested(folder: PathLike) -> Dict[str, float]:
+    """Metrics that the newest test in a work dir came to.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for path in sorted(Path(folder).glob('*/*.json'), reverse=True):
+        value = json.loads(path.read_text())
+        metrics = {key: number for key, number in value.items() if '/' in key and isinstance(number, (int, float))}
+        if metrics:
+            return metrics
+    raise ValueError(f'{folder} holds no test; run tools/test.py with --work-dir {folder}')
+
+
+def report(folder: PathLike, augmented: PathLike, plain: PathLike, fused: PathLike) -> List[Tuple[str, str]]:
+    """What happened in a run, as pairs of a heading and a text.
+
+    Args:
+        folder (str): Work dir of the training.
+        augmented (str): Work dir of the test of its checkpoint.
+        plain (str): Work dir of the test of the fused one.
+        fused (str): The fused checkpoint.
+
+    Raises:
+        ValueError: If a file is missing or broken, with its path.
+    """
+    history = History(read_json(Path(folder) / 'dyrep' / 'history.json'))
+    meta = read_checkpoint(fused)['meta']['mmdyrep']
+    before, after = tested(augmented), tested(plain)
+    lines = [(name, f'{value:.2f} augmented, {after[name]:.2f} fused to the plain network')
+             for name, value in before.items() if name in after]
+    lines.append((meta['compared'], f'largest difference {meta["difference"]:.1e} '
+                                    f'({meta["relative"]:.1e} of the largest value)'))
+    lines.append(('growth', _growth(history)))
+    for kind, title in (('macs', 'MACs'), ('parameters', 'parameters')):
+        lines.append((title, _cost(history, kind)))
+    ops = meta['structure']['ops']
+    lines.append(('at the end', f'{len(ops)} blocks: ' + '; '.join(
+        f'{name} ({len(branches)} branches)' for name, branches in ops.items())))
+    return lines
+
+
+def _growth(history: History) -> str:
+    grown = sum(len(entry['grown']) for entry in history.updates)
+    cut = [len(item['branches']) for entry in history.updates for item in entry['cut']]
+    return (f'{len(history.updates)} updates: {grown} ops expanded, '
+            f'{sum(cut)} branches removed from {len(cut)} blocks')
+
+
+def _cost(history: History, kind: str) -> str:
+    def of(values: Dict[str, Any]) -> str:
+        return human(values.get('model', values['backbone']))
+
+    points = [history.start, *history.updates]
+    largest = max(points, key=lambda point: point[kind].get('model', point[kind]['backbone']))
+    return (f'{of(history.start[kind])} plain, {of(history.average()[kind])} on average in training, '
+            f'{of(largest[kind])} at most, {of(points[-1][kind])} at the end; plain again when fused')
