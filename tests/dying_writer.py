@@ -1,6 +1,8 @@
 """Writes a file again and again in processes that are killed on the way; prints what each of them left.
 
-Usage: python -m tests.dying_writer json|checkpoint operation|byte FOLDER
+Usage: python -m tests.dying_writer json|checkpoint|fused operation|byte FOLDER [CONFIG]
+
+`fused` fuses the checkpoints old.pth and new.pth of the folder, trained with the config, in turn.
 
 With `operation` the n-th process dies right before its n-th operation on files, with `byte` as soon as a file of
 it would grow beyond a limit. A line of JSON for each: how it ended, what can be read now ('old' or 'new').
@@ -18,7 +20,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 import torch
+from mmengine.config import Config
 
+from mmdyrep.deploy import fuse_checkpoint
 from mmdyrep.fileio import read_checkpoint, read_json, write_checkpoint, write_json
 
 OPERATIONS = [(tempfile, 'mkstemp'), (os, 'fchmod'), (os, 'close'), (builtins, 'open'), (io, 'open'),
@@ -53,6 +57,14 @@ def main() -> None:
         path, write, read = folder / 'history.json', write_json, read_json
         old, new = [['old', i] for i in range(5000)], [['new', i] for i in range(5000)]
         name_of = {'old': lambda value: value == old, 'new': lambda value: value == new}
+    elif kind == 'fused':
+        cfg = Config.fromfile(sys.argv[4])
+        path, read, old, new = folder / 'fused.pth', read_checkpoint, 'old', 'new'
+        name_of = {word: lambda value, word=word: value['meta']['mmdyrep']['source'] == f'{word}.pth'
+                   for word in (old, new)}
+
+        def write(path: Path, word: str) -> None:
+            fuse_checkpoint(cfg, folder / f'{word}.pth', path, out_config=path.with_suffix('.py'))
     else:
         path, write, read = folder / 'epoch_1.pth', write_checkpoint, read_checkpoint
         old, new = ({'state_dict': {'w': torch.full((20000,), fill)}} for fill in (1., 2.))

@@ -28,7 +28,7 @@ mkdir -p "$RUN"
 say "training with DyRep ($CONFIG), about 4 minutes on two cores"
 "$PYTHON" -W ignore tools/train.py "$CONFIG" --work-dir "$RUN" --resume "${OPTIONS[@]}" 2>&1 |
     tee "$RUN/quickstart-train.log" |
-    grep --line-buffered -E 'DyRep|Epoch\(val\)|Error|error' ||
+    grep --line-buffered -E 'INFO - DyRep|Epoch\(val\)|WARNING - .*DyRep|Error' ||
     { tail -15 "$RUN/quickstart-train.log" >&2; echo '[quickstart] FAILED in training' >&2; exit 1; }
 CHECKPOINT="$(cat "$RUN/last_checkpoint")"
 

@@ -87,7 +87,9 @@ def fuse_checkpoint(config: Config, checkpoint: PathLike, out: PathLike, *, out_
     _strict(plain, fused.state_dict(), 'the plain network of the config does not take the fused weights')
 
     x, described = _images(plain_cfg, plain, images) if images else _noise(backbone)
-    what, before, after = _outputs(model.eval(), plain.eval(), name, x)
+    model.eval()
+    plain.eval()
+    what, before, after = _outputs(model, plain, name, x)
     relative = drift(before, after)
     if not relative <= TOLERANCE:
         raise ValueError(f'the fused network does not agree with {checkpoint}: its {what} differ by {relative:.2e} '
