@@ -117,3 +117,7 @@ def test_a_bound_spares_what_is_not_below_it(values, bound):
     {}, {'1x1': 0.5}, {'1x1': 0.5, '1xk': 0.5}, {'1x1': math.nan, '1xk': 1.0}, {'1x1': math.inf, '1xk': 1.0}])
 def test_nothing_goes_where_there_is_nothing_to_compare(values):
     assert redundant(values, 0.0) == []
+
+
+def test_a_branch_at_the_mean_stays():
+    assert redundant({'1x1': 0.5, '1xk': 1.0, 'kx1': 1.5}, 0.02) == ['1x1']

@@ -1,5 +1,6 @@
 """Expanded, nested, partly cut, saved, reloaded, fused: random networks keep their function all the way."""
 import random
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -101,3 +102,40 @@ def test_the_cases_cover_what_convolutions_can_be():
     assert any(isinstance(norm, torch.nn.Identity) for net in nets for norm in net.norms)
     assert any(conv.bias is not None and isinstance(norm, torch.nn.BatchNorm2d)
                for net in nets for conv, norm in zip(net.convs, net.norms))
+
+
+class Fork(torch.nn.Module):
+    """Two convolutions with norms in a container called ``branches``, their keys like those of a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = torch.nn.Sequential
+        self.branches = torch.nn.ModuleDict({name: layer(OrderedDict(
+            conv=torch.nn.Conv2d(3, 3, 3, padding=1, bias=False), bn=torch.nn.BatchNorm2d(3)))
+            for name in ('left', 'right')})
+
+    def forward(self, x):
+        return sum(branch(x) for branch in self.branches.values())
+
+
+def test_a_network_with_branches_of_its_own_nests_reloads_and_fuses():
+    def make():
+        return scatter(torch.nn.Sequential(OrderedDict(stage=Fork())).double(), 0)
+
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    net = DyRepBackbone(make(), input_shape=(3, 8, 8)).eval()
+    ops = ['stage.branches.left.conv', 'stage.branches.right.conv']
+    assert net.candidates() == ops
+    for name in ops:
+        net.expand(name, ['1x1', '1x1_kxk'])
+        net.expand(f'{name}.branches.kxk.conv', ['1xk'])
+    scatter(net, 1)
+    wanted = net(x).detach()
+    fresh = DyRepBackbone(make(), input_shape=(3, 8, 8)).eval()
+    fresh.load_state_dict(net.state_dict())
+    assert fresh.structure == net.structure and error(fresh(x).detach(), wanted) < LIMIT
+    plain = make().eval()
+    plain.load_state_dict(fresh.to_plain().state_dict(), strict=True)
+    assert error(plain(x).detach(), wanted) < LIMIT
+    fresh.load_state_dict(plain.state_dict())
+    assert fresh.structure['ops'] == {} and error(fresh(x).detach(), wanted) < LIMIT

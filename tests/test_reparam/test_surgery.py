@@ -81,6 +81,10 @@ def test_rep_and_dep_keep_the_train_output_of_a_batch_they_are_calibrated_on(con
     before = train_output(net, x)
     grown = grow(net, norms, seed, measure)
     assert error(train_output(net, x), before) < 1e-8
+    inside = [module for module in net.conv.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm, (mean, var) in zip(inside, measure(inside)):
+        # a wrong mean in all branches would not show behind the next norm
+        assert error(norm.running_mean, mean) < 1e-8 and error(norm.running_var, var) < 1e-8
     for name in reversed(grown):
         for branch in net.get_submodule(name).added:
             remove(net, name, [branch], norms, measure)
