@@ -1,7 +1,8 @@
 """One round of Rep and Dep (lines 7 to 10 of Algorithm 1) on a model and the batches of an interval."""
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import numpy as np
 from torch import nn
@@ -12,6 +13,8 @@ from mmdyrep.models.finding import is_classifier
 from mmdyrep.models.probing import input_shapes, zeros
 from mmdyrep.reparam import blocks_of, fitting
 from mmdyrep.reparam.surgery import geometry_of
+
+from .ema import Averaged
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Round:
         run (callable): Runs the model's forward on a batch.
         batches (Sequence): Batches to calibrate on; none: running statistics are used.
         shape (tuple): (C, H, W) that MACs are counted at.
+        copies (Sequence[Averaged]): Averaged copies of the model, which follow.
     """
 
     model: nn.Module
@@ -48,6 +52,17 @@ class Round:
     run: Callable[[Any], Any]
     batches: Sequence[Any]
     shape: Sequence[int]
+    copies: Sequence[Averaged] = ()
+
+
+@contextmanager
+def _naming(doing: str) -> Iterator[None]:
+    """Tell in the message of an error which op it was about."""
+    try:
+        yield
+    except Exception as error:
+        advice = '; set max_macs_ratio or a smaller batch' if 'out of memory' in str(error) else ''
+        raise RuntimeError(f'DyRep: {doing} failed, the training is as it was before: {error}{advice}') from error
 
 
 def update(round_: Round, scores: Mapping[str, float], policy: Policy, moment: Moment) -> Dict[str, Any]:
@@ -63,10 +78,8 @@ def update(round_: Round, scores: Mapping[str, float], policy: Policy, moment: M
 
     ranking = rank(scores)
     choice = pick(ranking.ranked, policy.num_grow, *_budget(backbone, round_.shape, policy.max_macs_ratio))
-    grown = [{'op': name, 'score': scores[name],
-              'branches': backbone.expand(name, generator=moment.generator(name), measure=measure)}
-             for name in choice.chosen]
-    cut = _cut(backbone, policy, measure) if policy.threshold is not None else []
+    grown = [_grow(round_, name, scores[name], moment, measure) for name in choice.chosen]
+    cut = _cut(round_, policy, measure) if policy.threshold is not None else []
 
     after = eval_output(round_.model, backbone, round_.run, batches[0]) if batches else []
     return {
@@ -82,8 +95,16 @@ def update(round_: Round, scores: Mapping[str, float], policy: Policy, moment: M
     }
 
 
-def _cut(backbone: DyRepBackbone, policy: Policy, measure: Optional[Calibration]) -> List[Dict[str, Any]]:
-    done = []
+def _grow(round_: Round, name: str, score: float, moment: Moment, measure: Optional[Calibration]) -> Dict[str, Any]:
+    with _naming(f'expanding {name}'):
+        branches = round_.backbone.expand(name, generator=moment.generator(name), measure=measure)
+        for copy in round_.copies:
+            copy.expand(round_.backbone, name, branches)
+    return {'op': name, 'score': score, 'branches': branches}
+
+
+def _cut(round_: Round, policy: Policy, measure: Optional[Calibration]) -> List[Dict[str, Any]]:
+    done, backbone = [], round_.backbone
     # inner blocks first: an outer branch may go with all that is nested in it
     for name in reversed(list(blocks_of(backbone))):
         block = blocks_of(backbone).get(name)
@@ -92,7 +113,10 @@ def _cut(backbone: DyRepBackbone, policy: Policy, measure: Optional[Calibration]
         importances = importance(block)
         branches = redundant(importances, policy.threshold, policy.bound)
         if branches:
-            backbone.remove(name, branches, measure=measure)
+            with _naming(f'removing {", ".join(branches)} from {name}'):
+                backbone.remove(name, branches, measure=measure)
+                for copy in round_.copies:
+                    copy.remove(backbone, name, branches)
             values = list(importances.values())
             done.append({'op': name, 'branches': branches, 'importance': importances,
                          'mean': float(np.mean(values)), 'std': float(np.std(values))})
