@@ -1,11 +1,12 @@
 """One round of Rep and Dep (lines 7 to 10 of Algorithm 1) on a model and the batches of an interval."""
+import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from mmdyrep.dynamics import Calibration, Moment, drift, eval_output, importance, macs, pick, rank, redundant
 from mmdyrep.models import DyRepBackbone
@@ -45,6 +46,7 @@ class Round:
         batches (Sequence): Batches to calibrate on; none: running statistics are used.
         shape (tuple): (C, H, W) that MACs are counted at.
         copies (Sequence[Averaged]): Averaged copies of the model, which follow.
+        exact_run (callable, optional): As ``run``, in the precision of the weights. Defaults to ``run``.
     """
 
     model: nn.Module
@@ -53,6 +55,7 @@ class Round:
     batches: Sequence[Any]
     shape: Sequence[int]
     copies: Sequence[Averaged] = ()
+    exact_run: Optional[Callable[[Any], Any]] = None
 
 
 @contextmanager
@@ -68,20 +71,31 @@ def _naming(doing: str) -> Iterator[None]:
 def update(round_: Round, scores: Mapping[str, float], policy: Policy, moment: Moment) -> Dict[str, Any]:
     """Expand the ops of the greatest saliency, then remove redundant branches.
 
+    A network whose output is no finite number (a training that has diverged) is left alone.
+
     Returns:
         dict: Entry of the history, without epoch and iteration.
+
+    Raises:
+        RuntimeError: If it fails half way, with the op; what has been done stays.
     """
     begin = time.perf_counter()
     backbone, batches = round_.backbone, round_.batches
     measure = Calibration(round_.model, round_.run, batches) if batches else None
-    before = eval_output(round_.model, backbone, round_.run, batches[0]) if batches else []
+    before = _outputs(round_)
+    sound = _finite(before)
+    if not sound:
+        scores = dict.fromkeys(scores, math.nan)
 
     ranking = rank(scores)
     choice = pick(ranking.ranked, policy.num_grow, *_budget(backbone, round_.shape, policy.max_macs_ratio))
     grown = [_grow(round_, name, scores[name], moment, measure) for name in choice.chosen]
-    cut = _cut(round_, policy, measure) if policy.threshold is not None else []
+    cut = _cut(round_, policy, measure) if sound and policy.threshold is not None else []
 
-    after = eval_output(round_.model, backbone, round_.run, batches[0]) if batches else []
+    after = _outputs(round_) if sound else before
+    if sound and not _finite(after):
+        raise RuntimeError(f'DyRep: the network has no finite output any more after {describe(grown, cut)}')
+    drifts = [drift(*pair) for pair in zip(before, after)] if sound else []
     return {
         'scores': [[name, scores[name]] for name in ranking.ranked],
         'unscored': ranking.unscored,
@@ -90,9 +104,30 @@ def update(round_: Round, scores: Mapping[str, float], policy: Policy, moment: M
         'grown': grown,
         'cut': cut,
         **cost(round_.model, backbone, round_.shape),
-        'drift': drift(before, after) if batches else None,
+        'drift': drifts[0] if drifts else None,
+        **({'drift_ema': max(drifts[1:]) if drifts else None} if round_.copies else {}),
         'seconds': round(time.perf_counter() - begin, 3),
     }
+
+
+def _outputs(round_: Round) -> List[List[Tensor]]:
+    """Eval output of the backbone, and of its averaged copies, on the first batch; nothing without batches."""
+    if not round_.batches:
+        return []
+    parts = [(round_.model, round_.backbone, round_.exact_run or round_.run)]
+    parts += [(copy.model, copy.backbone, copy.run) for copy in round_.copies]
+    return [eval_output(*part, round_.batches[0]) for part in parts]
+
+
+def _finite(outputs: List[List[Tensor]]) -> bool:
+    return all(bool(tensor.isfinite().all()) for output in outputs for tensor in output)
+
+
+def describe(grown: Sequence[Mapping[str, Any]], cut: Sequence[Mapping[str, Any]]) -> str:
+    """What an update did, in words."""
+    parts = [f'expanding {item["op"]}' for item in grown]
+    parts += [f'removing {", ".join(item["branches"])} from {item["op"]}' for item in cut]
+    return ' and '.join(parts) or 'no change'
 
 
 def _grow(round_: Round, name: str, score: float, moment: Moment, measure: Optional[Calibration]) -> Dict[str, Any]:

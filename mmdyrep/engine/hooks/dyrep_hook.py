@@ -63,6 +63,8 @@ class DyRepHook(Hook):
 
     # before EMAHook (40 to 50) looks at a loaded checkpoint
     priority = 30
+    # of an update, relative; measured in the precision of the weights, float32's rounding stays far below
+    drift_tolerance = 1e-3
 
     def __init__(self, interval: int = 5, by_epoch: bool = True, begin: int = 0, end: Optional[int] = None,
                  metric: str = 'synflow', num_grow: int = 1, dep: Optional[Dict[str, float]] = dict(threshold=0.02),
@@ -205,6 +207,8 @@ class DyRepHook(Hook):
         self.history.add(entry)
         for line in report.change(entry, self.by_epoch):
             runner.logger.info(line)
+        for line in report.alarm(entry, self.drift_tolerance):
+            runner.logger.warning(line)
         runner.visualizer.add_scalars({
             'dyrep/macs': entry['macs'].get('model', entry['macs']['backbone']),
             'dyrep/parameters': entry['parameters']['model'],
@@ -216,12 +220,14 @@ class DyRepHook(Hook):
     def _round(self, runner: Runner, batches: Sequence[Any]) -> Round:
         model = unwrapped(runner.model)
 
+        def exact_run(batch: Any) -> None:
+            model._run_forward(model.data_preprocessor(batch, True), mode='loss')
+
         def run(batch: Any) -> None:
             with runner.optim_wrapper.optim_context(model):
-                data = model.data_preprocessor(batch, True)
-                model._run_forward(data, mode='loss')
+                exact_run(batch)
 
-        return Round(model, self._backbone, run, batches, self._shape, averaged_copies(runner))
+        return Round(model, self._backbone, run, batches, self._shape, averaged_copies(runner), exact_run)
 
     def _bring_along(self, runner: Runner) -> None:
         """Whatever hangs on the parameters follows the new structure."""
