@@ -65,9 +65,20 @@ def structure_path(folder: Path, number: int) -> Path:
     return folder / f'structure_{number}.json'
 
 
-def drop_later(folder: Path, number: int) -> None:
-    """Delete structures that a resumed run has not reached yet."""
-    for path in folder.glob('structure_*.json'):
+def write_files(folder: Path, structures: Dict[int, Dict[str, Any]], number: Optional[int] = None) -> None:
+    """Write the structures of a run that are not in its folder yet.
+
+    Args:
+        folder (Path): Made if it is not there.
+        structures (dict): By the epochs (or iterations) done.
+        number (int, optional): Delete later ones, which a resumed run has not reached yet.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob('structure_*.json') if number is not None else ():
         match = re.fullmatch(r'structure_(\d+)\.json', path.name)
         if match and int(match[1]) > number:
             path.unlink()
+    for done, structure in structures.items():
+        path = structure_path(folder, done)
+        if not path.exists():
+            write_json(path, structure)

@@ -4,6 +4,7 @@ from typing import Any, Dict, List
 from mmdyrep.models import DyRepBackbone
 
 from .history import History
+from .updating import describe
 
 
 def human(value: float) -> str:
@@ -51,13 +52,24 @@ def change(entry: Dict[str, Any], by_epoch: bool) -> List[str]:
         lines.append(f'DyRep [{when}]: structure unchanged')
     macs = entry['macs'].get('model', entry['macs']['backbone'])
     drift = '' if entry['drift'] is None else f', drift {entry["drift"]:.1e}'
+    drift += '' if entry.get('drift_ema') is None else f', of the averaged copy {entry["drift_ema"]:.1e}'
     lines.append(f'DyRep [{when}]: MACs {human(macs)}, parameters {human(entry["parameters"]["model"])}{drift}, '
                  f'{entry["seconds"]:.1f} s')
     return lines
 
 
+def alarm(entry: Dict[str, Any], tolerance: float) -> List[str]:
+    """Warning of an update that did not keep the function of the network or of its averaged copy."""
+    return [f'DyRep: the {what} moved by {entry[key]:.1e} of its largest value (tolerance {tolerance:.0e}) by '
+            f'{describe(entry["grown"], entry["cut"])}. It should have stayed the same but for rounding'
+            for key, what in (('drift', "backbone's output"), ('drift_ema', "averaged backbone's output"))
+            if entry.get(key) is not None and entry[key] > tolerance]
+
+
 def closing(history: History) -> str:
     """Line at the end of training."""
+    if history.start is None:
+        return 'DyRep: nothing was trained'
     average = history.average()
     grown = sum(len(entry['grown']) for entry in history.updates)
     cut = sum(len(item['branches']) for entry in history.updates for item in entry['cut'])

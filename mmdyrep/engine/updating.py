@@ -1,10 +1,12 @@
 """One round of Rep and Dep (lines 7 to 10 of Algorithm 1) on a model and the batches of an interval."""
+import math
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from mmdyrep.dynamics import Calibration, Moment, drift, eval_output, importance, macs, pick, rank, redundant
 from mmdyrep.models import DyRepBackbone
@@ -12,6 +14,8 @@ from mmdyrep.models.finding import is_classifier
 from mmdyrep.models.probing import input_shapes, zeros
 from mmdyrep.reparam import blocks_of, fitting
 from mmdyrep.reparam.surgery import geometry_of
+
+from .ema import Averaged
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Round:
         run (callable): Runs the model's forward on a batch.
         batches (Sequence): Batches to calibrate on; none: running statistics are used.
         shape (tuple): (C, H, W) that MACs are counted at.
+        copies (Sequence[Averaged]): Averaged copies of the model, which follow.
+        exact_run (callable, optional): As ``run``, in the precision of the weights. Defaults to ``run``.
     """
 
     model: nn.Module
@@ -48,27 +54,48 @@ class Round:
     run: Callable[[Any], Any]
     batches: Sequence[Any]
     shape: Sequence[int]
+    copies: Sequence[Averaged] = ()
+    exact_run: Optional[Callable[[Any], Any]] = None
+
+
+@contextmanager
+def _naming(doing: str) -> Iterator[None]:
+    """Tell in the message of an error which op it was about."""
+    try:
+        yield
+    except Exception as error:
+        advice = '; set max_macs_ratio or a smaller batch' if 'out of memory' in str(error) else ''
+        raise RuntimeError(f'DyRep: {doing} failed, the training is as it was before: {error}{advice}') from error
 
 
 def update(round_: Round, scores: Mapping[str, float], policy: Policy, moment: Moment) -> Dict[str, Any]:
     """Expand the ops of the greatest saliency, then remove redundant branches.
 
+    A network whose output is no finite number (a training that has diverged) is left alone.
+
     Returns:
         dict: Entry of the history, without epoch and iteration.
+
+    Raises:
+        RuntimeError: If it fails half way, with the op; what has been done stays.
     """
     begin = time.perf_counter()
     backbone, batches = round_.backbone, round_.batches
     measure = Calibration(round_.model, round_.run, batches) if batches else None
-    before = eval_output(round_.model, backbone, round_.run, batches[0]) if batches else []
+    before = _outputs(round_)
+    sound = _finite(before)
+    if not sound:
+        scores = dict.fromkeys(scores, math.nan)
 
     ranking = rank(scores)
     choice = pick(ranking.ranked, policy.num_grow, *_budget(backbone, round_.shape, policy.max_macs_ratio))
-    grown = [{'op': name, 'score': scores[name],
-              'branches': backbone.expand(name, generator=moment.generator(name), measure=measure)}
-             for name in choice.chosen]
-    cut = _cut(backbone, policy, measure) if policy.threshold is not None else []
+    grown = [_grow(round_, name, scores[name], moment, measure) for name in choice.chosen]
+    cut = _cut(round_, policy, measure) if sound and policy.threshold is not None else []
 
-    after = eval_output(round_.model, backbone, round_.run, batches[0]) if batches else []
+    after = _outputs(round_) if sound else before
+    if sound and not _finite(after):
+        raise RuntimeError(f'DyRep: the network has no finite output any more after {describe(grown, cut)}')
+    drifts = [drift(*pair) for pair in zip(before, after)] if sound else []
     return {
         'scores': [[name, scores[name]] for name in ranking.ranked],
         'unscored': ranking.unscored,
@@ -77,13 +104,42 @@ def update(round_: Round, scores: Mapping[str, float], policy: Policy, moment: M
         'grown': grown,
         'cut': cut,
         **cost(round_.model, backbone, round_.shape),
-        'drift': drift(before, after) if batches else None,
+        'drift': drifts[0] if drifts else None,
+        **({'drift_ema': max(drifts[1:]) if drifts else None} if round_.copies else {}),
         'seconds': round(time.perf_counter() - begin, 3),
     }
 
 
-def _cut(backbone: DyRepBackbone, policy: Policy, measure: Optional[Calibration]) -> List[Dict[str, Any]]:
-    done = []
+def _outputs(round_: Round) -> List[List[Tensor]]:
+    """Eval output of the backbone, and of its averaged copies, on the first batch; nothing without batches."""
+    if not round_.batches:
+        return []
+    parts = [(round_.model, round_.backbone, round_.exact_run or round_.run)]
+    parts += [(copy.model, copy.backbone, copy.run) for copy in round_.copies]
+    return [eval_output(*part, round_.batches[0]) for part in parts]
+
+
+def _finite(outputs: List[List[Tensor]]) -> bool:
+    return all(bool(tensor.isfinite().all()) for output in outputs for tensor in output)
+
+
+def describe(grown: Sequence[Mapping[str, Any]], cut: Sequence[Mapping[str, Any]]) -> str:
+    """What an update did, in words."""
+    parts = [f'expanding {item["op"]}' for item in grown]
+    parts += [f'removing {", ".join(item["branches"])} from {item["op"]}' for item in cut]
+    return ' and '.join(parts) or 'no change'
+
+
+def _grow(round_: Round, name: str, score: float, moment: Moment, measure: Optional[Calibration]) -> Dict[str, Any]:
+    with _naming(f'expanding {name}'):
+        branches = round_.backbone.expand(name, generator=moment.generator(name), measure=measure)
+        for copy in round_.copies:
+            copy.expand(round_.backbone, name, branches)
+    return {'op': name, 'score': score, 'branches': branches}
+
+
+def _cut(round_: Round, policy: Policy, measure: Optional[Calibration]) -> List[Dict[str, Any]]:
+    done, backbone = [], round_.backbone
     # inner blocks first: an outer branch may go with all that is nested in it
     for name in reversed(list(blocks_of(backbone))):
         block = blocks_of(backbone).get(name)
@@ -92,7 +148,10 @@ def _cut(backbone: DyRepBackbone, policy: Policy, measure: Optional[Calibration]
         importances = importance(block)
         branches = redundant(importances, policy.threshold, policy.bound)
         if branches:
-            backbone.remove(name, branches, measure=measure)
+            with _naming(f'removing {", ".join(branches)} from {name}'):
+                backbone.remove(name, branches, measure=measure)
+                for copy in round_.copies:
+                    copy.remove(backbone, name, branches)
             values = list(importances.values())
             done.append({'op': name, 'branches': branches, 'importance': importances,
                          'mean': float(np.mean(values)), 'std': float(np.std(values))})

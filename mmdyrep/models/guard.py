@@ -12,6 +12,8 @@ _installed = []
 
 def watch(backbone: nn.Module) -> None:
     """Check, before the next step of its optimizer, that this holds every trainable parameter of the backbone."""
+    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+        return  # an averaged copy
     _changed.add(backbone)
     if not _installed:
         _installed.append(register_optimizer_step_pre_hook(_check))

@@ -1,24 +1,27 @@
 """When: Algorithm 1 in an mmengine runner."""
 import math
-from collections import deque
 from pathlib import Path
-from typing import Any, Deque, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
-from mmengine.dist import get_world_size
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 
-from mmdyrep.dynamics import METRICS, Moment, Op
-from mmdyrep.fileio import write_json
-from mmdyrep.models.dyrep_backbone import DyRepBackbone
+from mmdyrep.dynamics import METRICS, Moment, Op, eval_output
 from mmdyrep.models.finding import find_backbone, unwrapped
 
 from .. import report
-from ..history import History, drop_later, structure_path
+from ..batches import LastBatches
+from ..checkpoints import make_checkpoints_atomic, resume_from_readable
+from ..checks import check_order, check_runner, check_settings, check_space
+from ..ema import averaged_copies
+from ..gradients import before_each_step
+from ..history import History, write_files
 from ..optimizer import rebuild_groups, refresh_schedulers, scheduler_list
+from ..random_state import watch_fetches
+from ..restoring import all_or_nothing
 from ..updating import Policy, Round, cost, counting_shape, update
 
 
@@ -60,31 +63,21 @@ class DyRepHook(Hook):
 
     # before EMAHook (40 to 50) looks at a loaded checkpoint
     priority = 30
+    # of an update, relative; measured in the precision of the weights, float32's rounding stays far below
+    drift_tolerance = 1e-3
 
     def __init__(self, interval: int = 5, by_epoch: bool = True, begin: int = 0, end: Optional[int] = None,
                  metric: str = 'synflow', num_grow: int = 1, dep: Optional[Dict[str, float]] = dict(threshold=0.02),
                  calibration_batches: int = 20, max_macs_ratio: Optional[float] = None) -> None:
-        _require_whole('interval', interval, 1)
-        _require_whole('begin', begin, 0)
-        _require_whole('num_grow', num_grow, 1)
-        _require_whole('calibration_batches', calibration_batches, 1)
-        if end is not None:
-            _require_whole('end', end, begin + 1)
-        if metric not in METRICS:
-            raise ValueError(f'DyRepHook: unknown metric {metric!r}; there are {sorted(METRICS)}')
-        if max_macs_ratio is not None and not max_macs_ratio > 1:
-            raise ValueError(f'DyRepHook: max_macs_ratio is a multiple of the plain backbone, above 1; '
-                             f'got {max_macs_ratio!r}')
         dep = dict(dep) if dep is not None else None
-        if dep is not None and (set(dep) - {'threshold', 'bound'} or not dep.get('threshold', -1) >= 0):
-            raise ValueError(f'DyRepHook: dep takes threshold (at least 0) and bound, or is None; got {dep}')
+        check_settings(interval, begin, end, metric, num_grow, dep, calibration_batches, max_macs_ratio)
         self.interval, self.by_epoch, self.begin, self.end = interval, bool(by_epoch), begin, end
         self.metric = metric
-        self.calibration_batches = calibration_batches
         self.policy = Policy(num_grow, dep and dep['threshold'], dep and dep.get('bound'), max_macs_ratio)
         self.saliency = METRICS[metric]()
         self.history = History()
-        self.batches: Deque[Any] = deque(maxlen=calibration_batches)
+        self.structures: Dict[int, Dict[str, Any]] = {}
+        self.batches = LastBatches(calibration_batches)
         self._ops: Optional[List[Op]] = None
         self._shape: Optional[Sequence[int]] = None
 
@@ -96,39 +89,47 @@ class DyRepHook(Hook):
             if getattr(runner, '_train_loop', None) is None:
                 return  # a test or validation run
         self._name, self._backbone = find_backbone(runner.model)
-        _check_runner(runner, self.by_epoch)
+        check_runner(runner, self.by_epoch)
+        check_order(runner, self)
         if not self._backbone.candidates():
             raise ValueError('DyRepHook: no op of the backbone can be expanded: ' + self._backbone.why_none())
         if not any(isinstance(hook, _After) for hook in runner.hooks):
             runner.register_hook(_After(self))
+        make_checkpoints_atomic(runner)
+        resume_from_readable(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
-        """Take the structure of a checkpoint, the optimizer brought along; on resume the history, too."""
+        """Take the structure of a checkpoint, optimizer and EMA brought along; on resume the history, too."""
         name, backbone = find_backbone(runner.model)
         prefix = f'{name}.' if name else ''
         training = isinstance(getattr(runner, 'optim_wrapper', None), OptimWrapper)
-        resuming = training and getattr(runner, '_resume', False)
         before = backbone.structure
         backbone.match_structure(checkpoint.get('state_dict', checkpoint), prefix)
+        for copy in averaged_copies(runner):
+            copy.match(backbone)
         if training and backbone.structure != before:
             self._bring_along(runner)
-        saved = checkpoint.get('dyrep')
-        if resuming:
-            _check_space(backbone)
+        if training and getattr(runner, '_resume', False):
+            check_space(backbone)
+            saved = checkpoint.get('dyrep')
             if saved is not None:
                 self.history = History(saved['history'])
                 self.saliency.load_state_dict(saved['saliency'])
+                self.structures = dict(saved.get('structures', {}))
 
     def before_train(self, runner: Runner) -> None:
-        """Log what can grow; on resume rewrite the run's files from the checkpoint."""
+        """Log what can grow; rewrite the run's files from what was loaded, those of a later time go."""
         self._folder = Path(runner.work_dir) / 'dyrep'
         self.saliency.to(next(self._backbone.parameters()).device)
-        runner.optim_wrapper.optimizer.register_step_pre_hook(lambda *_: self._observe())
+        for copy in averaged_copies(runner):
+            copy.match(self._backbone)  # initial weights may have brought a structure
+        before_each_step(runner.optim_wrapper.optimizer, self._observe)
         for line in report.opening(self._backbone, self.metric):
             runner.logger.info(line)
+        if not self.by_epoch:
+            watch_fetches(runner).after.append(lambda index, batch: self._keep(index + 1, 1, batch))
         if runner.rank == 0:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            drop_later(self._folder, runner.epoch if self.by_epoch else runner.iter)
+            write_files(self._folder, self.structures, runner.epoch if self.by_epoch else runner.iter)
 
     # ------------------------------------------------------------------ in the interval
 
@@ -142,18 +143,20 @@ class DyRepHook(Hook):
         due = self.begin + math.ceil((now - self.begin) / self.interval) * self.interval
         return due if self.end is None or due <= self.end else None
 
+    def _keep(self, now: int, left: int, batch: Any) -> None:
+        """Keep a batch of epoch (or iteration) ``now`` if it is among the last before an update."""
+        due = self._next(now)
+        if due is not None and (not self.by_epoch or due == now):
+            self.batches.keep(due, left if self.by_epoch else due - now + 1, batch)
+
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Keep the last batches of the interval."""
+        """Keep the last batches of the interval; iteration loops do so at each fetch, skipped ones included."""
         if self._shape is None:
             self._start(runner, data_batch)
         now = (runner.epoch if self.by_epoch else runner.iter) + 1
-        due = self._next(now)
-        self._active = due is not None
-        if due is None:
-            return
-        left = len(runner.train_dataloader) - batch_idx if self.by_epoch else due - runner.iter
-        if (not self.by_epoch or due == now) and left <= self.calibration_batches:
-            self.batches.append(data_batch)
+        self._active = self._next(now) is not None
+        if self.by_epoch:
+            self._keep(now, len(runner.train_dataloader) - batch_idx, data_batch)
 
     def _start(self, runner: Runner, data_batch: Any) -> None:
         """Count the costs at the start, which takes the size of a batch."""
@@ -162,9 +165,7 @@ class DyRepHook(Hook):
         hook = self._backbone.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
         try:
             if self._backbone.input_shape is None:
-                Round_ = self._round(runner, [data_batch])
-                from mmdyrep.dynamics import eval_output
-                eval_output(model, self._backbone, Round_.run, data_batch)
+                eval_output(model, self._backbone, self._round(runner, []).run, data_batch)
         finally:
             hook.remove()
         self._shape = counting_shape(self._backbone, shapes[0] if shapes else None)
@@ -172,13 +173,13 @@ class DyRepHook(Hook):
         self._write(runner)
 
     @torch.no_grad()
-    def _observe(self) -> None:
+    def _observe(self, scale: Any) -> None:
         if not self._active:
             return
         if self._ops is None:
             self._ops = [Op(name, self._backbone.get_submodule(name), self._backbone.norm_behind(name))
                          for name in self._backbone.candidates()]
-        self.saliency.observe(self._ops)
+        self.saliency.observe(self._ops, scale)
 
     # ------------------------------------------------------------------ the update
 
@@ -189,34 +190,44 @@ class DyRepHook(Hook):
         moment = Moment(runner.seed or 0, len(self.history.updates))
         scores = self.saliency.scores(self._backbone.candidates(), moment)
         runner.model.train()
-        entry = update(self._round(runner, list(self.batches)), scores, self.policy, moment)
+        round_ = self._round(runner, self.batches.all())
+        changing = [self._backbone, *(copy.backbone for copy in round_.copies)]
+        try:
+            with all_or_nothing(changing, runner.optim_wrapper, scheduler_list(runner.param_schedulers)):
+                entry = update(round_, scores, self.policy, moment)
+                if entry['grown'] or entry['cut']:
+                    self._bring_along(runner)
+        finally:
+            for copy in round_.copies:
+                copy.relist()
         self.saliency.reset()
         self.batches.clear()
-        if entry['grown'] or entry['cut']:
-            self._bring_along(runner)
         entry = {'epoch': runner.epoch + 1 if self.by_epoch else runner.epoch, 'iter': runner.iter + (
             0 if self.by_epoch else 1), 'metric': self.metric, **entry}
         self.history.add(entry)
         for line in report.change(entry, self.by_epoch):
             runner.logger.info(line)
+        for line in report.alarm(entry, self.drift_tolerance):
+            runner.logger.warning(line)
         runner.visualizer.add_scalars({
             'dyrep/macs': entry['macs'].get('model', entry['macs']['backbone']),
             'dyrep/parameters': entry['parameters']['model'],
             'dyrep/blocks': len(self._backbone.structure['ops']),
         }, step=entry['epoch'] if self.by_epoch else entry['iter'])
-        if runner.rank == 0:
-            write_json(structure_path(self._folder, now), self._backbone.structure)
+        self.structures[now] = self._backbone.structure
         self._write(runner)
 
     def _round(self, runner: Runner, batches: Sequence[Any]) -> Round:
         model = unwrapped(runner.model)
 
+        def exact_run(batch: Any) -> None:
+            model._run_forward(model.data_preprocessor(batch, True), mode='loss')
+
         def run(batch: Any) -> None:
             with runner.optim_wrapper.optim_context(model):
-                data = model.data_preprocessor(batch, True)
-                model._run_forward(data, mode='loss')
+                exact_run(batch)
 
-        return Round(model, self._backbone, run, batches, self._shape)
+        return Round(model, self._backbone, run, batches, self._shape, averaged_copies(runner), exact_run)
 
     def _bring_along(self, runner: Runner) -> None:
         """Whatever hangs on the parameters follows the new structure."""
@@ -235,46 +246,16 @@ class DyRepHook(Hook):
     def _write(self, runner: Runner) -> None:
         if runner.rank == 0:
             self.history.write(self._folder)
+            write_files(self._folder, self.structures)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
         """Put the history and the score sums of a half-done interval into the checkpoint."""
         self.history.iterations = max(self.history.iterations, checkpoint.get('meta', {}).get('iter', 0))
-        checkpoint['dyrep'] = {'history': self.history.state(), 'saliency': self.saliency.state_dict()}
+        checkpoint['dyrep'] = {'history': self.history.state(), 'saliency': self.saliency.state_dict(),
+                               'structures': dict(self.structures)}
 
     def after_train(self, runner: Runner) -> None:
         """Close the history with the averages over the whole training."""
         self.history.iterations = runner.iter
         self._write(runner)
         runner.logger.info(report.closing(self.history))
-
-
-def _require_whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f'DyRepHook: {name} must be a whole number of at least {least}, got {value!r}')
-
-
-def _check_runner(runner: Runner, by_epoch: bool) -> None:
-    if type(runner).__name__ == 'FlexibleRunner':
-        raise ValueError('DyRepHook does not work with FlexibleRunner: its strategies shard or move the parameters '
-                         'that DyRep replaces. Use Runner, with DDP for several GPUs')
-    if not isinstance(runner.optim_wrapper, OptimWrapper):
-        raise ValueError(f'DyRepHook needs one OptimWrapper, got {type(runner.optim_wrapper).__name__}')
-    loop: Union[EpochBasedTrainLoop, IterBasedTrainLoop] = runner.train_loop
-    if isinstance(loop, IterBasedTrainLoop) and by_epoch:
-        raise ValueError('DyRepHook: by_epoch=True does not fit IterBasedTrainLoop; give by_epoch=False and the '
-                         'interval in iterations')
-    if isinstance(loop, EpochBasedTrainLoop) and not by_epoch:
-        raise ValueError('DyRepHook: by_epoch=False does not fit EpochBasedTrainLoop; give by_epoch=True and the '
-                         'interval in epochs')
-    if get_world_size() > 1:
-        raise ValueError('DyRepHook: training in several processes is not supported yet')
-    if any(isinstance(hook, EMAHook) for hook in runner.hooks):
-        raise ValueError('DyRepHook: EMAHook is not supported yet, its averaged copy would not follow the structure')
-
-
-def _check_space(backbone: DyRepBackbone) -> None:
-    for name, branches in backbone.structure['ops'].items():
-        strange = [branch for branch in branches if branch not in backbone.space]
-        if strange:
-            raise ValueError(f'the checkpoint has branch {strange[0]!r} at {name}, the config\'s space '
-                             f'is {backbone.space}; resume with the space that the run began with')

@@ -6,35 +6,14 @@ from typing import Any, List
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmdyrep.engine.random_state import set_random_state, watch_fetches
-from tests.runs import differences, map_loader, needs_images, small_config, toy_runner, train
+from tests.resuming import killed_and_resumed
+from tests.runs import map_loader, needs_images, small_config, toy_runner
 
 EMA = [dict(type='EMAHook', momentum=0.1)]
-SAVED = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
-# in the middle of the third epoch, and between two checkpoints of an iteration loop
-KILL_AT = 21
-
-
-def killed_and_resumed(cfg: Config, folder: Path, kill_at: int = KILL_AT) -> List[str]:
-    """Differences between the last checkpoints of a straight run and of one killed and resumed."""
-    straight = train(cfg, folder / 'straight')
-    assert straight.returncode == 0, straight.stdout[-3000:]
-    dying = Config(cfg.to_dict())
-    dying.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='KillHook', at=kill_at)]
-    killed = train(dying, folder / 'resumed')
-    assert killed.returncode == -9, killed.stdout[-3000:]
-    resumed = train(cfg, folder / 'resumed', '--resume')
-    assert resumed.returncode == 0, resumed.stdout[-3000:]
-    assert 'resumed epoch' in resumed.stdout
-    last = 'epoch_4.pth' if cfg.train_cfg.by_epoch else 'iter_32.pth'
-    assert len(list((folder / 'resumed').glob('20*'))) == 2
-    left, right = (torch.load(folder / run / last, map_location='cpu') for run in ('straight', 'resumed'))
-    assert set(left) == set(right)
-    return [line for key in SAVED if key in left for line in differences(left[key], right[key], key)]
 
 
 @needs_images
@@ -58,14 +37,6 @@ def test_iteration_loop_over_a_finite_loader_is_exact(tmp_path: Path) -> None:
     # persistent workers are no obstacle here: the skipped batches go through them again
     cfg = small_config(by_epoch=False, workers=1, images=512, train_dataloader=dict(
         sampler=dict(type='DefaultSampler'), persistent_workers=True))
-    assert killed_and_resumed(cfg, tmp_path) == []
-
-
-@needs_images
-@pytest.mark.slow
-def test_dyrep_run_is_exact(tmp_path: Path) -> None:
-    cfg = small_config(default_hooks=dict(dyrep=dict(type='DyRepHook', interval=1, calibration_batches=2)))
-    cfg.model.backbone = dict(type='DyRepBackbone', backbone=cfg.model.backbone)
     assert killed_and_resumed(cfg, tmp_path) == []
 
 
