@@ -1,4 +1,4 @@
-# How DyRep is switched on, the same for every task. A config inherits from this file and adds
+# What every config of this package inherits, plain twins included. A config that trains with DyRep adds
 #   default_hooks = dict(dyrep=_base_.dyrep_hook)
 # and a child of that changes single keys: default_hooks = dict(dyrep=dict(interval=15)).
 # (In default_hooks it merges with what a config has; custom_hooks is a list and would be replaced.)

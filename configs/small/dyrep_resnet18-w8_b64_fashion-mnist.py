@@ -1,5 +1,5 @@
 # The same training with DyRep. Updates every epoch: it grows several times and cuts within minutes.
-_base_ = ['./resnet18-w8_b64_fashion-mnist.py', '../_base_/dyrep.py']
+_base_ = './resnet18-w8_b64_fashion-mnist.py'
 
 model = dict(backbone=dict(_delete_=True, type='DyRepBackbone', backbone=_base_.model.backbone))
 

@@ -1,5 +1,5 @@
 # The plain twin: mmpretrain's ResNet_CIFAR-18 at 1/8 width on 12,000 images, minutes on two CPU cores.
-_base_ = ['../_base_/datasets/fashion-mnist.py', 'mmpretrain::_base_/default_runtime.py']
+_base_ = ['../_base_/datasets/fashion-mnist.py', '../_base_/runtime.py']
 
 model = dict(
     type='ImageClassifier',

@@ -6,11 +6,13 @@ from typing import Any, Iterator, List, Tuple
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, Registry
 
-from mmdyrep.engine import DyRepHook
+from mmdyrep.engine import DyRepHook, RandomStateHook
 from mmdyrep.models import DyRepBackbone
 
 # What only training needs: the structure comes with the checkpoint, the files may be elsewhere by now.
 STARTING_POINTS = ('structure', 'static', 'pretrained', 'init_cfg')
+# Hooks that have nothing to do any more.
+OURS = (DyRepHook, RandomStateHook)
 
 
 def is_type(node: Any, kind: type) -> bool:
@@ -19,6 +21,10 @@ def is_type(node: Any, kind: type) -> bool:
         return False
     named = node['type']
     return named is kind or isinstance(named, str) and named.split('.')[-1] == kind.__name__
+
+
+def _is_ours(node: Any) -> bool:
+    return any(is_type(node, kind) for kind in OURS)
 
 
 def _wrapped(node: Any, path: Tuple[Any, ...] = ()) -> Iterator[Tuple[Any, ...]]:
@@ -87,10 +93,10 @@ def plain_config(cfg: Config) -> Config:
     for name in ('default_hooks', 'custom_hooks'):
         hooks = cfg.get(name)
         if isinstance(hooks, dict):
-            cfg[name] = {key: hook for key, hook in hooks.items() if not is_type(hook, DyRepHook)}
+            cfg[name] = {key: hook for key, hook in hooks.items() if not _is_ours(hook)}
         elif hooks:
-            cfg[name] = [hook for hook in hooks if not is_type(hook, DyRepHook)]
-    for name in [name for name, value in cfg.items() if is_type(value, DyRepHook)]:
+            cfg[name] = [hook for hook in hooks if not _is_ours(hook)]
+    for name in [name for name, value in cfg.items() if _is_ours(value)]:
         cfg.pop(name)
     if cfg.get('custom_imports') and not _needs_us(kind, cfg):
         imports = cfg.custom_imports['imports']
