@@ -148,7 +148,7 @@ def natural(name: str) -> List[Any]:
 def indented(op: str) -> str:
     """Label of an op below the one that it is nested in."""
     depth = depth_of(op)
-    branch = op.rsplit('.branches.', 1)[-1].removesuffix('.conv')
+    branch = op.rsplit('.', 2)[-2] if depth else ''
     return '      ' * depth + f'in its {branch}' if depth else op
 
 
