@@ -101,7 +101,8 @@ def plot_block(structure: Structure, op: str) -> Figure:
     Raises:
         ValueError: If no op of this name is expanded; it lists those that are.
     """
-    op = op.removeprefix('backbone.') if op not in structure.ops else op
+    if op not in structure.ops and op.startswith('backbone.'):
+        op = op[len('backbone.'):]
     if op not in structure.ops:
         raise ValueError(f'no block {op!r} in {structure.source}; there are:\n  ' + '\n  '.join(structure.ops))
     tree = build(structure, op)

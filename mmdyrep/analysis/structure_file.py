@@ -95,13 +95,16 @@ def _from_state(path: Path, state: Mapping[str, Tensor]) -> Structure:
     # in a checkpoint of a whole model names count from the backbone
     match = re.match(r'(?:[^.]+\.)*?backbone\.', blocks[0]) if blocks else None
     prefix = match[0] if match and all(key.startswith(match[0]) for key in blocks) else ''
-    for op, branches in ops_in_keys(blocks).items():
+    blocks_found = ops_in_keys(blocks)
+    for op, branches in blocks_found.items():
         name = op[len(prefix):]
         found.ops[name] = branches
         found.importance[name] = relative_gammas({key: state[f'{op}.branches.{key}.bn.weight'] for key in branches})
-        conv = op
-        while f'{conv}.weight' not in state:
-            conv += '.branches.kxk.conv'
+        conv = f'{op}.branches.kxk.conv'
+        while conv in blocks_found:
+            conv = f'{conv}.branches.kxk.conv'
+        if f'{conv}.weight' not in state:
+            raise ValueError(f'{path} has a part of the block {op} only: no {conv}.weight')
         found.kernels[name] = tuple(state[f'{conv}.weight'].shape[2:])
         if f'{op}.branches.1x1_avg.conv1.weight' not in state:
             found.without_conv1.add(name)
@@ -146,7 +149,7 @@ def natural(name: str) -> List[Any]:
 def indented(op: str) -> str:
     """Label of an op below the one that it is nested in."""
     depth = depth_of(op)
-    branch = op.rsplit('.branches.', 1)[-1].removesuffix('.conv')
+    branch = op.rsplit('.', 2)[-2] if depth else ''
     return '      ' * depth + f'in its {branch}' if depth else op
 
 

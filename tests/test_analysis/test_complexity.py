@@ -80,6 +80,9 @@ def test_rows_add_up_to_the_totals():
     assert found.plain.op_macs[op] == 9 * 16 * 28 * 28
     assert found.augmented.op_macs[op] == (9 + 1 + 10 + 1 + 3 + 3) * 16 * 28 * 28
     assert list(found.plain.op_macs) == list(found.augmented.op_macs)
+    # of parameters each of the 7 branches, and the inner pairs of two, have a norm besides
+    assert found.plain.op_parameters[op] == 9 * 16
+    assert found.augmented.op_parameters[op] == (9 + 1 + 10 + 1 + 3 + 3) * 16 + (7 + 2) * 2 * 4
 
 
 def test_a_structure_comes_from_json_or_checkpoint_into_a_wrapped_or_plain_config(tmp_path):

@@ -83,5 +83,13 @@ def test_broken_and_missing_files_are_named(tmp_path):
             read_structure(tmp_path / name)
 
 
+def test_a_state_dict_with_a_part_of_a_block_is_refused(net, tmp_path):
+    state = net.state_dict()
+    del state['stem.branches.kxk.conv.weight']
+    torch.save(state, tmp_path / 'part.pth')
+    with pytest.raises(ValueError, match='stem.branches.kxk.conv.weight'):
+        read_structure(tmp_path / 'part.pth')
+
+
 def test_names_sort_by_number():
     assert sorted(['f.10', 'f.9', 'conv', 'f.9.1'], key=natural) == ['conv', 'f.9', 'f.9.1', 'f.10']

@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from mmengine.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -88,28 +87,23 @@ def test_complexity_refuses_a_structure_of_another_network_and_writes_nothing(wo
 def test_structures_of_a_checkpoint_and_of_json_are_drawn(work, tmp_path):
     checkpoint, structure = work / 'run' / 'epoch_3.pth', work / 'run' / 'dyrep' / 'structure_3.json'
     op = next(iter(json.loads(structure.read_text())['ops']))
-    for number, args in enumerate([(checkpoint, ), (structure, ), (checkpoint, '--op', op), (structure, '--op', op)]):
-        out = tmp_path / f'{number}.svg'
-        run(TOOLS / 'plot_structure.py', args[0], out, *args[1:])
-        text = out.read_text()
-        assert f'<!-- {"Structure of " + args[0].name if len(args) == 1 else f"{op} in {args[0].name}"} -->' in text
-        assert ('mean |γ| of kxk' in text) == (args[0] == checkpoint)
-    run(TOOLS / 'plot_structure.py', checkpoint, tmp_path / 'a.png')
-    assert cv2.imread(str(tmp_path / 'a.png')).shape[1] > 600
+    run(TOOLS / 'plot_structure.py', checkpoint, tmp_path / 'network.png')
+    assert cv2.imread(str(tmp_path / 'network.png')).shape[1] > 600
+    run(TOOLS / 'plot_structure.py', structure, tmp_path / 'block.svg', '--op', op)
+    text = (tmp_path / 'block.svg').read_text()
+    assert f'<!-- {op} in structure_3.json -->' in text and '<!-- 1x1_kxk -->' in text
 
 
 def test_structure_plots_refuse_what_can_not_be_drawn_and_write_nothing(work, tmp_path):
     tool, checkpoint = TOOLS / 'plot_structure.py', work / 'run' / 'epoch_3.pth'
-    state = torch.load(checkpoint, map_location='cpu')['state_dict']
-    plain, broken, out = tmp_path / 'plain.pth', tmp_path / 'broken.pth', tmp_path / 'out.png'
-    torch.save({'state_dict': {key: value for key, value in state.items() if 'branches' not in key}}, plain)
+    broken, out = tmp_path / 'broken.pth', tmp_path / 'out.png'
     broken.write_bytes(checkpoint.read_bytes()[:2000])
     ops = json.loads((work / 'run' / 'dyrep' / 'structure_3.json').read_text())['ops']
-    assert all(op in run(tool, checkpoint, out, '--op', 'layer9.conv1', ok=False) for op in ops)
-    assert 'has no blocks' in run(tool, plain, out, ok=False)
+    message = run(tool, checkpoint, out, '--op', 'layer9.conv1', ok=False)
+    assert all(op in message for op in ops)
     assert 'broken.pth' in run(tool, broken, out, ok=False)
     assert '.png, .pdf, .svg' in run(tool, checkpoint, tmp_path / 'out.gif', ok=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['broken.pth', 'plain.pth']
+    assert [path.name for path in tmp_path.iterdir()] == ['broken.pth']
 
 
 def test_the_history_of_a_resumed_run_is_drawn(work, tmp_path):
@@ -129,7 +123,5 @@ def test_history_plots_refuse_what_is_no_run_and_write_nothing(work, tmp_path):
     tool, out = TOOLS / 'plot_history.py', tmp_path / 'out.png'
     (tmp_path / 'empty').mkdir()
     assert 'empty' in run(tool, work / 'run', tmp_path / 'empty', out, ok=False)
-    assert 'nowhere' in run(tool, tmp_path / 'nowhere', out, ok=False)
     assert 'accuracy/top1' in run(tool, work / 'run', out, '--metric', 'mIoU', ok=False)
-    assert '.png, .pdf, .svg' in run(tool, work / 'run', tmp_path / 'out', ok=False)
     assert [path.name for path in tmp_path.iterdir()] == ['empty']
