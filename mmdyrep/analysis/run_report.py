@@ -1,11 +1,12 @@
 """A training run in a few lines: accuracy before and after fusing, how the network grew, what was compared."""
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from mmdyrep.engine.history import History
 from mmdyrep.engine.report import human
 from mmdyrep.fileio import PathLike, read_checkpoint, read_json
+from mmdyrep.reparam import depth_of
 
 
 def tested(folder: PathLike) -> Dict[str, float]:
@@ -44,10 +45,14 @@ def report(folder: PathLike, augmented: PathLike, plain: PathLike, fused: PathLi
     lines.append(('growth', _growth(history)))
     for kind, title in (('macs', 'MACs'), ('parameters', 'parameters')):
         lines.append((title, _cost(history, kind)))
-    ops = meta['structure']['ops']
-    lines.append(('at the end', f'{len(ops)} blocks: ' + '; '.join(
-        f'{name} ({len(branches)} branches)' for name, branches in ops.items())))
+    lines.append(('structure at the end', _shape(meta['structure']['ops'])))
     return lines
+
+
+def _shape(ops: Mapping[str, Sequence[str]]) -> str:
+    nested = sum(1 for name in ops if depth_of(name))
+    return (f'{len(ops) - nested} ops of the plain network expanded, {nested} nested in them, '
+            f'{sum(len(branches) - 1 for branches in ops.values())} branches added in all')
 
 
 def _growth(history: History) -> str:

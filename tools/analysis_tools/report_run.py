@@ -19,7 +19,9 @@ def main() -> None:
     run = parse_args().run
     with fail_readably():
         lines = report(run, run / 'test_augmented', run / 'test_plain', run / 'plain.pth')
-    table = Table(title='DyRep', show_header=False, title_justify='left')
+    table = Table(show_header=False, show_lines=True)
+    table.add_column(overflow='fold', style='bold')
+    table.add_column(overflow='fold')
     for heading, text in [*lines, ('plain checkpoint', f'{run}/plain.pth, its config {run}/plain.py'),
                           ('pictures', f'{run}/history.png, {run}/structure.png'),
                           ('every change', f'{run}/dyrep/history.json')]:
