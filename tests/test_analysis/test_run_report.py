@@ -11,7 +11,8 @@ from mmdyrep.fileio import write_json
 @pytest.fixture
 def run(tmp_path):
     def cost(number):
-        return {'macs': {'backbone': number, 'model': number + 1}, 'parameters': {'backbone': number, 'model': number + 2}}
+        return {'macs': {'backbone': number, 'model': number + 1},
+                'parameters': {'backbone': number, 'model': number + 2}}
 
     update = {'iter': 10, 'grown': [{'op': 'a'}], 'cut': []}
     write_json(tmp_path / 'dyrep' / 'history.json', {
@@ -24,7 +25,8 @@ def run(tmp_path):
             (tmp_path / folder / stamp / f'{stamp}.json').write_text(json.dumps({'accuracy/top1': value, 'time': 0.1}))
     torch.save({'state_dict': {'w': torch.ones(1)}, 'meta': {'mmdyrep': {
         'compared': 'logits on 9 images', 'difference': 2e-6, 'relative': 1e-7,
-        'structure': {'ops': {'a': ['kxk', '1x1'], 'a.branches.kxk.conv': ['kxk', '1xk', 'kx1']}}}}}, tmp_path / 'f.pth')
+        'structure': {'ops': {'a': ['kxk', '1x1'], 'a.branches.kxk.conv': ['kxk', '1xk', 'kx1']}}}}},
+               tmp_path / 'f.pth')
     return tmp_path
 
 
@@ -34,7 +36,8 @@ def test_newest_tests_growth_and_costs_are_reported(run):
     assert '2.0e-06' in lines['logits on 9 images']
     assert lines['growth'] == '2 updates: 2 ops expanded, 2 branches removed from 1 blocks'
     # (10 * 1001 + 10 * 3001 + 20 * 2001) / 40
-    assert lines['MACs'].startswith('1.001 k plain, 2.001 k on average in training, 3.001 k at most, 2.001 k at the end')
+    assert lines['MACs'].startswith(
+        '1.001 k plain, 2.001 k on average in training, 3.001 k at most, 2.001 k at the end')
     assert lines['structure at the end'] == ('1 ops of the plain network expanded, 1 nested in them, '
                                              '3 branches added in all')
 
