@@ -13,4 +13,5 @@ if find_spec('mmengine') is not None:
     from .engine import DyRepHook, RandomStateHook
     from .models import DyRepBackbone
     if find_spec('mmpretrain') is not None:
+        import_module('mmdyrep.models.repvgg_plain')
         import_module('mmdyrep.models.vgg_cifar')
