@@ -3,7 +3,7 @@ from typing import Any, Dict, Optional, Union
 
 from mmengine.dist import get_world_size
 from mmengine.hooks import EMAHook, Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from mmdyrep.dynamics import METRICS
@@ -40,7 +40,8 @@ def check_runner(runner: Runner, by_epoch: bool) -> None:
     if type(runner).__name__ == 'FlexibleRunner':
         raise ValueError('DyRepHook does not work with FlexibleRunner: its strategies shard or move the parameters '
                          'that DyRep replaces. Use Runner, with DDP for several GPUs')
-    if not isinstance(runner.optim_wrapper, OptimWrapper):
+    # a subclass of OptimWrapper by name only
+    if not isinstance(runner.optim_wrapper, OptimWrapper) or isinstance(runner.optim_wrapper, OptimWrapperDict):
         raise ValueError(f'DyRepHook needs one OptimWrapper, got {type(runner.optim_wrapper).__name__}')
     loop: Union[EpochBasedTrainLoop, IterBasedTrainLoop] = runner.train_loop
     if isinstance(loop, IterBasedTrainLoop) and by_epoch:
