@@ -46,6 +46,14 @@ def test_flexible_runner(tmp_path: Path) -> None:
 
 
 @needs_images
+@pytest.mark.parametrize('option', [dict(efficient_conv_bn_eval=['backbone']), dict(compile=dict(backend='eager'))],
+                         ids=lambda option: list(option)[0])
+def test_options_of_the_runner(tmp_path: Path, option: Any) -> None:
+    with pytest.raises(ValueError, match=f'DyRepHook does not work with {list(option)[0]}'):
+        runner_of(dyrep_config(**option), tmp_path).train()
+
+
+@needs_images
 @pytest.mark.parametrize('by_epoch', [True, False])
 def test_by_epoch_that_does_not_fit_the_loop(tmp_path: Path, by_epoch: bool) -> None:
     cfg = dyrep_config(by_epoch=by_epoch, hook=dict(by_epoch=not by_epoch))
