@@ -23,6 +23,8 @@ class Call(Hook):
         self.before, self.after, self.iteration = before, after, iteration
 
     def before_train(self, runner: Runner) -> None:
+        if not (self.before or self.after):
+            return
         hook = dyrep_hook(runner)
         update = hook.after
 

@@ -3,7 +3,7 @@ from typing import Any, Dict, Optional, Union
 
 from mmengine.dist import get_world_size
 from mmengine.hooks import EMAHook, Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from mmdyrep.dynamics import METRICS
@@ -40,8 +40,15 @@ def check_runner(runner: Runner, by_epoch: bool) -> None:
     if type(runner).__name__ == 'FlexibleRunner':
         raise ValueError('DyRepHook does not work with FlexibleRunner: its strategies shard or move the parameters '
                          'that DyRep replaces. Use Runner, with DDP for several GPUs')
-    if not isinstance(runner.optim_wrapper, OptimWrapper):
+    # a subclass of OptimWrapper by name only
+    if not isinstance(runner.optim_wrapper, OptimWrapper) or isinstance(runner.optim_wrapper, OptimWrapperDict):
         raise ValueError(f'DyRepHook needs one OptimWrapper, got {type(runner.optim_wrapper).__name__}')
+    if runner.cfg.get('efficient_conv_bn_eval'):
+        raise ValueError('DyRepHook does not work with efficient_conv_bn_eval: it fixes the graph of the modules as '
+                         'they are at the start, so new branches would not be run. Remove it from the config')
+    if runner.cfg.get('compile'):
+        raise ValueError('DyRepHook does not work with compile yet: the compiled step does not follow a change of the '
+                         'structure. Remove it from the config')
     loop: Union[EpochBasedTrainLoop, IterBasedTrainLoop] = runner.train_loop
     if isinstance(loop, IterBasedTrainLoop) and by_epoch:
         raise ValueError('DyRepHook: by_epoch=True does not fit IterBasedTrainLoop; give by_epoch=False and the '

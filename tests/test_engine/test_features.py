@@ -1,0 +1,77 @@
+"""Features of the runner that DyRep works with: a training grows, keeps its function and ends."""
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+from mmengine.optim import build_optim_wrapper
+from mmengine.runner import Runner
+
+from tests.resuming import dyrep_config
+from tests.runs import needs_images
+from tests.steps import Call, dyrep_hook, runner_of
+
+MIXUP = dict(action_epoch=2, train_augments=dict(augments=[dict(type='Mixup', alpha=0.8)]))
+FEATURES: Dict[str, Dict[str, Any]] = dict(
+    activation_checkpointing=dict(activation_checkpointing=['backbone.layer1']),
+    precise_bn=dict(custom_hooks=[dict(type='PreciseBNHook', num_samples=64, priority='ABOVE_NORMAL')]),
+    persistent_workers=dict(train_dataloader=dict(num_workers=1, persistent_workers=True)),
+    switch_recipe=dict(custom_hooks=[dict(type='SwitchRecipeHook', schedule=[MIXUP])]))
+
+
+def short(**changes: Any) -> Any:
+    cfg = dyrep_config(images=96)
+    cfg.param_scheduler = []
+    cfg.train_cfg.max_epochs = 2
+    cfg.merge_from_dict(changes)
+    return cfg
+
+
+@needs_images
+@pytest.mark.parametrize('name', FEATURES)
+def test_works_with(tmp_path: Path, name: str) -> None:
+    runner = runner_of(short(**FEATURES[name]), tmp_path)
+    runner.train()
+    updates = dyrep_hook(runner).history.updates
+    assert [len(update['grown']) for update in updates] == [1, 1]
+    assert all(update['drift'] < 1e-5 for update in updates)
+
+
+OPTIMIZERS = [dict(type='SGD', lr=0.05, weight_decay=1e-4),
+              dict(type='SGD', lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4),
+              dict(type='AdamW', lr=1e-3, weight_decay=0.05), dict(type='Lamb', lr=1e-3, weight_decay=0.05)]
+PARAMWISE = [None, dict(norm_decay_mult=0.0, bypass_duplicate=True), dict(
+    norm_decay_mult=0.5, custom_keys={'layer1.0.conv1': dict(lr_mult=0.1), 'conv1': dict(decay_mult=0.3)})]
+
+
+@needs_images
+@pytest.mark.parametrize('optimizer', OPTIMIZERS, ids=lambda item: item['type'])
+@pytest.mark.parametrize('paramwise', PARAMWISE, ids=['one', 'norms', 'keys'])
+def test_groups_are_those_of_a_fresh_construction(tmp_path: Path, optimizer: Any, paramwise: Any) -> None:
+    wrapper = dict(type='OptimWrapper', optimizer=optimizer, paramwise_cfg=paramwise)
+    states: Dict[Any, Any] = {}
+
+    def before(runner: Runner) -> None:
+        states.clear()
+        states.update(runner.optim_wrapper.optimizer.state)
+
+    def after(runner: Runner) -> None:
+        mine = runner.optim_wrapper.optimizer
+        fresh = build_optim_wrapper(runner.model, dict(wrapper)).optimizer
+        listed = [parameter for group in mine.param_groups for parameter in group['params']]
+        trainable = [parameter for parameter in runner.model.parameters() if parameter.requires_grad]
+        assert len(listed) == len({id(parameter) for parameter in listed}) == len(trainable)
+        assert {id(parameter) for parameter in listed} == {id(parameter) for parameter in trainable}
+        assert len(mine.param_groups) == len(fresh.param_groups)
+        for group, expected in zip(mine.param_groups, fresh.param_groups):
+            assert [id(item) for item in group['params']] == [id(item) for item in expected['params']]
+            assert all(group[key] == value for key, value in expected.items() if key != 'params')
+        present = {id(parameter) for parameter in listed}
+        kept = [parameter for parameter in states if id(parameter) in present]
+        assert all(mine.state[parameter] is states[parameter] for parameter in kept)
+        assert len(mine.state) == len(kept)
+
+    cfg = short()
+    cfg.optim_wrapper = wrapper
+    runner = runner_of(cfg, tmp_path, Call(before, after))
+    runner.train()
+    assert all(update['grown'] for update in dyrep_hook(runner).history.updates)
