@@ -133,7 +133,8 @@ def test_truncated_checkpoints_are_named(tmp_path, part):
         read_checkpoint(tmp_path / 'cut.pth')
 
 
-@pytest.mark.parametrize('content', [b'hello', b'\x80\x04garbage', os.urandom(64), b'PK\x03\x04' + bytes(60)])
+@pytest.mark.parametrize('content', [b'hello', b'\x80\x04garbage', bytes(range(64)), b'PK\x03\x04' + bytes(60)],
+                         ids=['text', 'pickle', 'bytes', 'zip'])
 def test_garbage_is_named(tmp_path, content):
     (tmp_path / 'garbage.pth').write_bytes(content)
     with pytest.raises(ValueError, match=r'garbage\.pth can not be read as a checkpoint'):
