@@ -21,6 +21,32 @@ def set_loader_defaults(cfg: Config) -> None:
         loader.setdefault('pin_memory', torch.cuda.is_available())
 
 
+def join_processes(cfg: Config) -> None:
+    """Let processes that torchrun has started work together on a machine without a GPU.
+
+    mmengine would ask for NCCL and give DDP the number of a GPU.
+    """
+    if cfg.get('launcher') != 'pytorch' or torch.cuda.is_available():
+        return
+    torch.distributed.init_process_group('gloo')
+    # naming the wrapper drops mmengine's defaults
+    defaults = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+                    find_unused_parameters=cfg.get('find_unused_parameters', False))
+    cfg.model_wrapper_cfg = {**defaults, **(cfg.get('model_wrapper_cfg') or {})}
+
+
+def leave_processes() -> None:
+    """End a process that :func:`join_processes` joined to others; others return.
+
+    The threads of gloo (torch 2.1) sometimes never end, and with them the interpreter.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == 'gloo':
+        torch.distributed.barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 @contextmanager
 def fail_readably() -> Iterator[None]:
     """Show errors of use as one message; MMDYREP_TRACEBACK=1 shows where they came from."""

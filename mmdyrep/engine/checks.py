@@ -1,13 +1,14 @@
 """What can't work is refused before the first iteration, with what to do instead."""
 from typing import Any, Dict, Optional, Union
 
-from mmengine.dist import get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from mmdyrep.dynamics import METRICS
 from mmdyrep.models import DyRepBackbone
+
+from .distributed import check_wrapper
 
 
 def require_whole(name: str, value: Any, least: int) -> None:
@@ -56,8 +57,7 @@ def check_runner(runner: Runner, by_epoch: bool) -> None:
     if isinstance(loop, EpochBasedTrainLoop) and not by_epoch:
         raise ValueError('DyRepHook: by_epoch=False does not fit EpochBasedTrainLoop; give by_epoch=True and the '
                          'interval in epochs')
-    if get_world_size() > 1:
-        raise ValueError('DyRepHook: training in several processes is not supported yet')
+    check_wrapper(runner.model)
 
 
 def check_order(runner: Runner, hook: Hook) -> None:

@@ -16,6 +16,7 @@ from .. import report
 from ..batches import LastBatches
 from ..checkpoints import make_checkpoints_atomic, resume_from_readable
 from ..checks import check_order, check_runner, check_settings, check_space
+from ..distributed import from_first, require_agreement, share_statistics, wrap_anew
 from ..ema import averaged_copies
 from ..gradients import before_each_step
 from ..history import History, write_files
@@ -168,7 +169,7 @@ class DyRepHook(Hook):
                 eval_output(model, self._backbone, self._round(runner, []).run, data_batch)
         finally:
             hook.remove()
-        self._shape = counting_shape(self._backbone, shapes[0] if shapes else None)
+        self._shape = from_first(counting_shape(self._backbone, shapes[0] if shapes else None))
         self.history.begin(runner.iter, cost(model, self._backbone, self._shape), self._settings())
         self._write(runner)
 
@@ -188,14 +189,16 @@ class DyRepHook(Hook):
         if not self._due(now):
             return
         moment = Moment(runner.seed or 0, len(self.history.updates))
-        scores = self.saliency.scores(self._backbone.candidates(), moment)
+        scores = from_first(self.saliency.scores(self._backbone.candidates(), moment))
         runner.model.train()
         round_ = self._round(runner, self.batches.all())
         changing = [self._backbone, *(copy.backbone for copy in round_.copies)]
+        share_statistics([round_.model, *(copy.model for copy in round_.copies)])
         try:
             with all_or_nothing(changing, runner.optim_wrapper, scheduler_list(runner.param_schedulers)):
                 entry = update(round_, scores, self.policy, moment)
                 if entry['grown'] or entry['cut']:
+                    require_agreement(changing, self._backbone.structure)
                     self._bring_along(runner)
         finally:
             for copy in round_.copies:
@@ -234,6 +237,7 @@ class DyRepHook(Hook):
         self._ops = None
         rebuild_groups(runner.optim_wrapper, unwrapped(runner.model), runner.cfg.get('optim_wrapper'))
         refresh_schedulers(scheduler_list(runner.param_schedulers))
+        wrap_anew(runner)
 
     # ------------------------------------------------------------------ files
 
