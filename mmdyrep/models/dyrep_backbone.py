@@ -1,7 +1,5 @@
 """The registry's face of the surgery: a backbone whose convolutions can grow and shrink."""
-import math
 import os
-from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
@@ -17,73 +15,10 @@ from mmdyrep.reparam import Block, StructureError, structure as structures, surg
 
 from . import loading
 from .guard import watch
-from .norms import check_norm, norm_maker
+from .norms import norm_maker
 from .probing import probe_backbone
+from .settings import build, check_exclude, checked
 from .wrapping import Extension, extended
-
-
-@dataclass
-class Settings:
-    """What the wrapper knows beside the modules; names, never modules, since those get replaced."""
-
-    space: List[str]
-    gamma_init: float
-    max_depth: int
-    norm_cfg: Optional[dict]
-    exclude: Tuple[str, ...]
-    input_shape: Optional[Tuple[int, ...]]
-    static: bool
-    pinned: bool
-    survey: Optional[reparam.Survey] = None
-    deployed: bool = False
-
-    def excludes(self, name: str) -> bool:
-        return any(name == part or name.startswith(part + '.') for part in self.exclude)
-
-
-def _checked(space, static, structure, gamma_init, max_depth, norm_cfg, exclude, input_shape) -> Settings:
-    if isinstance(exclude, str):
-        raise TypeError(f"exclude takes a sequence of names, got the string {exclude!r}; write exclude=('{exclude}',)")
-    if not isinstance(gamma_init, (int, float)) or not math.isfinite(gamma_init) or gamma_init <= 0:
-        raise ValueError(f'gamma_init must be a positive number, got {gamma_init!r}')
-    if not isinstance(max_depth, int) or max_depth < 1:
-        raise ValueError(f'max_depth must be a whole number of at least 1, got {max_depth!r}')
-    if static and structure is not None:
-        raise ValueError('static=True expands every op; give it or a structure, not both')
-    if isinstance(input_shape, int):
-        input_shape = (input_shape, input_shape)
-    if input_shape is not None and len(input_shape) not in (2, 3):
-        raise ValueError(f'input_shape is (H, W) or (C, H, W), got {input_shape!r}')
-    if norm_cfg is not None:
-        check_norm(norm_cfg)
-    names = reparam.resolve_space(space)
-    if len(names) < 2:
-        raise ValueError(f"the operation space {space!r} has no branch beside 'kxk'")
-    return Settings(names, float(gamma_init), max_depth, norm_cfg, tuple(exclude),
-                    tuple(input_shape) if input_shape else None, static, bool(static or structure is not None))
-
-
-def _build(backbone: Union[Mapping, nn.Module]) -> nn.Module:
-    if isinstance(backbone, nn.Module):
-        return backbone
-    try:
-        return MODELS.build(backbone)
-    except KeyError as error:
-        kind = backbone.get('type')
-        if not str(error.args[0]).startswith(f'{kind} is not in the '):
-            raise  # something within the backbone
-        raise KeyError(f'backbone type {kind!r} is not in the registry of the current scope. Name its library, as in '
-                       f"type='mmdet.{kind.split('.')[-1]}', or set default_scope in the config. ({error})") from error
-
-
-def _check_exclude(exclude: Sequence[str], inner: nn.Module) -> None:
-    names = {name for name, _ in inner.named_modules()}
-    # parts of a block are there only later
-    unknown = [name for name in exclude
-               if name not in names and not any(name.startswith(f'{op}.branches.') for op in names)]
-    if unknown:
-        raise ValueError(f'exclude names {unknown[0]!r}, but {type(inner).__name__} has no module of this name; its '
-                         f'parts are {[name for name, _ in inner.named_children()]}')
 
 
 @MODELS.register_module()
@@ -126,15 +61,15 @@ class DyRepBackbone(Extension):
 
     def __new__(cls, backbone, space='dyrep', static=False, structure=None, gamma_init=0.01, max_depth=2,
                 norm_cfg=None, exclude=(), input_shape=None, pretrained=None, init_cfg=None):
-        settings = _checked(space, static, structure, gamma_init, max_depth, norm_cfg, exclude, input_shape)
+        settings = checked(space, static, structure, gamma_init, max_depth, norm_cfg, exclude, input_shape)
         if pretrained is not None and init_cfg is not None:
             raise ValueError('give pretrained or init_cfg, not both')
         if isinstance(structure, (str, os.PathLike)):
             structure = read_json(structure)
-        inner = _build(backbone)
+        inner = build(backbone)
         if isinstance(inner, DyRepBackbone) or any(isinstance(module, Block) for module in inner.modules()):
             raise ValueError(f'{type(inner).__name__} is wrapped by DyRepBackbone already')
-        _check_exclude(settings.exclude, inner)
+        check_exclude(settings.exclude, inner)
         inner.__class__ = extended(cls, type(inner))
         inner._dyrep = settings
         if pretrained is not None:

@@ -110,6 +110,10 @@ def test_own_bias_of_convolutions_goes_into_the_block_and_back():
     net = wrapped(cfg, seed=1, static=True)
     net.load_state_dict(source.state_dict())
     assert difference(outputs(net, images()), outputs(source, images())) < 1e-9
+    # statistics of the original are those of its output before the bias
+    name = 'features.0.conv'
+    mean = net.norm_behind(name).running_mean - source.get_submodule(name).bias
+    assert torch.allclose(net.get_submodule(name).origin.bn.running_mean, mean)
     again = MODELS.build(cfg).double()
     again.load_state_dict(net.to_plain().state_dict())
     assert difference(outputs(again, images()), outputs(source, images())) < 1e-9

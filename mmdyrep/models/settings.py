@@ -1,0 +1,84 @@
+"""What the wrapper is told: checked before any module is touched."""
+import math
+from dataclasses import dataclass
+from typing import Any, List, Mapping, Optional, Sequence, Tuple, Union
+
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmdyrep import reparam
+
+from .norms import check_norm
+
+
+@dataclass
+class Settings:
+    """What the wrapper knows beside the modules; names, never modules, since those get replaced."""
+
+    space: List[str]
+    gamma_init: float
+    max_depth: int
+    norm_cfg: Optional[dict]
+    exclude: Tuple[str, ...]
+    input_shape: Optional[Tuple[int, ...]]
+    static: bool
+    pinned: bool
+    survey: Optional[reparam.Survey] = None
+    deployed: bool = False
+
+    def excludes(self, name: str) -> bool:
+        """Whether the convolution of this name is to be left alone."""
+        return any(name == part or name.startswith(part + '.') for part in self.exclude)
+
+
+def checked(space: Any, static: bool, structure: Any, gamma_init: float, max_depth: int, norm_cfg: Optional[dict],
+            exclude: Sequence[str], input_shape: Any) -> Settings:
+    """Settings out of the arguments of the wrapper; those that can't be are refused by name."""
+    if isinstance(exclude, str):
+        raise TypeError(f"exclude takes a sequence of names, got the string {exclude!r}; write exclude=('{exclude}',)")
+    if not isinstance(gamma_init, (int, float)) or not math.isfinite(gamma_init) or gamma_init <= 0:
+        raise ValueError(f'gamma_init must be a positive number, got {gamma_init!r}')
+    if not isinstance(max_depth, int) or max_depth < 1:
+        raise ValueError(f'max_depth must be a whole number of at least 1, got {max_depth!r}')
+    if static and structure is not None:
+        raise ValueError('static=True expands every op; give it or a structure, not both')
+    if isinstance(input_shape, int):
+        input_shape = (input_shape, input_shape)
+    if input_shape is not None and len(input_shape) not in (2, 3):
+        raise ValueError(f'input_shape is (H, W) or (C, H, W), got {input_shape!r}')
+    if norm_cfg is not None:
+        check_norm(norm_cfg)
+    names = reparam.resolve_space(space)
+    if len(names) < 2:
+        raise ValueError(f"the operation space {space!r} has no branch beside 'kxk'")
+    return Settings(names, float(gamma_init), max_depth, norm_cfg, tuple(exclude),
+                    tuple(input_shape) if input_shape else None, static, bool(static or structure is not None))
+
+
+def build(backbone: Union[Mapping, nn.Module]) -> nn.Module:
+    """Backbone of a config, built in the current scope; a module as it is.
+
+    Raises:
+        KeyError: If its type is not registered there.
+    """
+    if isinstance(backbone, nn.Module):
+        return backbone
+    try:
+        return MODELS.build(backbone)
+    except KeyError as error:
+        kind = backbone.get('type')
+        if not str(error.args[0]).startswith(f'{kind} is not in the '):
+            raise  # something within the backbone
+        raise KeyError(f'backbone type {kind!r} is not in the registry of the current scope. Name its library, as in '
+                       f"type='mmdet.{kind.split('.')[-1]}', or set default_scope in the config. ({error})") from error
+
+
+def check_exclude(exclude: Sequence[str], inner: nn.Module) -> None:
+    """Refuse names that the backbone does not have."""
+    names = {name for name, _ in inner.named_modules()}
+    # parts of a block are there only later
+    unknown = [name for name in exclude
+               if name not in names and not any(name.startswith(f'{op}.branches.') for op in names)]
+    if unknown:
+        raise ValueError(f'exclude names {unknown[0]!r}, but {type(inner).__name__} has no module of this name; its '
+                         f'parts are {[name for name, _ in inner.named_children()]}')
