@@ -1,4 +1,5 @@
 """One round of Rep and Dep (lines 7 to 10 of Algorithm 1) on a model and the batches of an interval."""
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
@@ -77,9 +78,14 @@ def update(round_: Round, scores: Mapping[str, float], policy: Policy, moment: M
         'grown': grown,
         'cut': cut,
         **cost(round_.model, backbone, round_.shape),
-        'drift': drift(before, after) if batches else None,
+        'drift': _finite(drift(before, after)) if batches else None,
         'seconds': round(time.perf_counter() - begin, 3),
     }
+
+
+def _finite(value: float) -> Optional[float]:
+    """None for what JSON has no number for: the run has diverged."""
+    return value if math.isfinite(value) else None
 
 
 def _cut(backbone: DyRepBackbone, policy: Policy, measure: Optional[Calibration]) -> List[Dict[str, Any]]:
