@@ -1,5 +1,4 @@
 """history.json and the structures beside it against a direct computation."""
-from pathlib import Path
 from typing import Any, Dict
 
 import pytest
