@@ -1,6 +1,7 @@
 """DyRepHook in real trainings: what grows, when, and what is said about it."""
 import json
 import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -63,7 +64,7 @@ def test_each_interval_the_op_of_the_greatest_mean_score_grows(tmp_path: Path, m
     for entry, sums in zip(done, scores.intervals):
         expected = {name: sum(values) / len(values) for name, values in sums.items()}
         assert all(len(values) == 8 for values in sums.values())
-        assert dict(entry['scores']) == pytest.approx(expected, rel=1e-9)
+        assert dict(entry['scores']) == pytest.approx(expected, rel=1e-6)
         assert [item['op'] for item in entry['grown']] == [max(expected, key=expected.get)]
         assert entry['drift'] < 1e-5
     grown = [entry['grown'][0]['op'] for entry in done]
@@ -118,7 +119,7 @@ def test_scores_are_of_the_interval_alone(tmp_path: Path) -> None:
     cfg = dyrep_config(dict(metric='snip', interval=1, begin=2), images=128)
     trained(cfg, tmp_path, [scores])
     for entry, sums in zip(updates(tmp_path), scores.intervals[2:]):
-        assert dict(entry['scores']) == pytest.approx({key: sum(v) / len(v) for key, v in sums.items()}, rel=1e-9)
+        assert dict(entry['scores']) == pytest.approx({key: sum(v) / len(v) for key, v in sums.items()}, rel=1e-6)
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
@@ -161,26 +162,30 @@ def test_log_and_scalars(tmp_path: Path) -> None:
     assert drawn[-1]['dyrep/blocks'] == len(runner.model.backbone.structure['ops'])
 
 
-def test_an_op_without_a_finite_score_is_named_and_not_taken(tmp_path: Path) -> None:
+class Spoil(Hook):
+    """A gradient that is no number, put right before the step or not."""
 
-    class Spoil(Hook):
-        """A gradient that is no number, of one op, for which the step is then not taken."""
+    def __init__(self, repaired: bool) -> None:
+        self.repaired = repaired
 
-        def before_train(self, runner: Runner) -> None:
-            conv = runner.model.backbone.conv1
-            conv.weight.register_hook(lambda grad: grad * math.nan)
+    def before_train(self, runner: Runner) -> None:
+        weight = runner.model.backbone.conv1.weight
+        weight.register_hook(lambda grad: grad * math.nan)
+        if self.repaired:
+            # registered after DyRepHook's, which looks first
+            runner.optim_wrapper.optimizer.register_step_pre_hook(lambda *_: weight.grad.zero_())
 
+
+@pytest.mark.parametrize('repaired', [True, False])
+def test_ops_without_a_finite_score_are_named_and_not_taken(tmp_path: Path, repaired: bool) -> None:
     cfg = dyrep_config(dict(metric='grad_norm', dep=None), images=64)
-    cfg.train_cfg.max_epochs = 1
     del cfg.optim_wrapper['clip_grad']
-    cfg.optim_wrapper.optimizer.lr = 0.0
-    cfg.param_scheduler = []
-    cfg.optim_wrapper.optimizer.weight_decay = 0.
-    cfg.optim_wrapper.paramwise_cfg = dict(custom_keys={'conv1': dict(lr_mult=0.)})
-    trained(cfg, tmp_path, [Spoil()])
-    entry = updates(tmp_path)[0]
-    assert 'conv1' in entry['unscored'] and all(item['op'] != 'conv1' for item in entry['grown'])
+    runner = trained(cfg, tmp_path, [Spoil(repaired)])
+    for entry in updates(tmp_path):
+        assert 'conv1' in entry['unscored'] and all(item['op'] != 'conv1' for item in entry['grown'])
+        assert len(entry['grown']) == repaired  # a run that has diverged grows no more, and ends with its files
     assert any('no finite score, not considered: conv1' in line for line in log_lines(tmp_path))
+    assert len(runner.model.backbone.structure['ops']) == 4 * repaired
 
 
 # ---------------------------------------------------------------------- what is refused
@@ -222,7 +227,6 @@ def test_no_wrapped_backbone(tmp_path: Path) -> None:
 
 
 def test_two_wrapped_backbones(tmp_path: Path) -> None:
-    from copy import deepcopy
     refused(dyrep_config({}), tmp_path, r"has 2 DyRepBackbones \(\['backbone', 'second'\]\)",
             lambda runner: setattr(runner.model, 'second', deepcopy(runner.model.backbone)))
 
@@ -245,8 +249,7 @@ def test_an_augmented_checkpoint_without_the_hook_ends_before_its_first_step(tmp
     runner = runner_of(dyrep_config(None, images=64, load_from=str(path)), tmp_path / 'without')
     with pytest.raises(RuntimeError, match='are not in the optimizer.*Add DyRepHook'):
         runner.train()
-    assert differences({name: value for name, value in grown.model.named_parameters()},
-                       {name: value for name, value in runner.model.named_parameters()}) == []
+    assert all(torch.equal(value, runner.model.get_parameter(name)) for name, value in grown.model.named_parameters())
     other = trained(dyrep_config(dict(dep=None), images=64, load_from=str(path)), tmp_path / 'with')
     start, before = history(tmp_path / 'with')['start'], history(tmp_path / 'grown')['updates'][-1]
     assert start['macs'] == before['macs'] and start['parameters'] == before['parameters']
