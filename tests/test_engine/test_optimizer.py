@@ -144,7 +144,8 @@ def test_rates_go_on_as_in_the_plain_run(tmp_path: Path, schedule: str, paramwis
 
 def test_several_groups_without_a_config_are_refused() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    wrapper = build_optim_wrapper(model, dict(optimizer=dict(type='SGD', lr=.1), paramwise_cfg=dict(bias_decay_mult=0)))
+    wrapper = build_optim_wrapper(model, dict(optimizer=dict(type='SGD', lr=.1, weight_decay=1e-4),
+                                              paramwise_cfg=dict(bias_decay_mult=0)))
     groups = [dict(group) for group in wrapper.optimizer.param_groups]
     with pytest.raises(ValueError, match='has 4 parameter groups and the runner knows no config'):
         rebuild_groups(wrapper, model, None)
