@@ -1,7 +1,7 @@
 """VGG with a width factor against mmpretrain's VGG and the paper's figures."""
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import VGG
 
 from mmdyrep import DyRepBackbone
@@ -11,10 +11,13 @@ from ..backbones import difference, images, outputs, unfriendly
 
 
 def with_head(backbone):
-    return MODELS.build(dict(
+    cfg = dict(
         type='mmpretrain.ImageClassifier', data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'),
         backbone=backbone, neck=dict(type='mmpretrain.GlobalAveragePooling'),
-        head=dict(type='mmpretrain.StackedLinearClsHead', num_classes=10, in_channels=512, mid_channels=[512])))
+        head=dict(type='mmpretrain.StackedLinearClsHead', num_classes=10, in_channels=512, mid_channels=[512]))
+    # a Runner of another test may have left its own scope
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build(cfg)
 
 
 def test_vgg16_with_its_head_has_the_parameters_and_macs_of_the_paper():
