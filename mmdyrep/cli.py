@@ -1,11 +1,17 @@
 """What the command-line tools share."""
 import os
+import subprocess
 import sys
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Iterator
 
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import MODEL_WRAPPERS
+from torch.nn.parallel import DistributedDataParallel
 
 
 def set_loader_defaults(cfg: Config) -> None:
@@ -19,6 +25,37 @@ def set_loader_defaults(cfg: Config) -> None:
             continue
         loader.setdefault('collate_fn', dict(type='default_collate'))
         loader.setdefault('pin_memory', torch.cuda.is_available())
+
+
+def set_processes(cfg: Config) -> None:
+    """On a machine without a GPU, start the process group over gloo and set a wrapper that needs none.
+
+    mmengine's launchers would choose a GPU for each process. With one, or with launcher 'none', nothing is done.
+    """
+    if cfg.get('launcher', 'none') not in ('pytorch', 'slurm') or get_device() != 'cpu':
+        return
+    if cfg.launcher == 'slurm':
+        _read_slurm()
+    options = dict(cfg.get('env_cfg', {}).get('dist_cfg', {}))
+    dist.init_process_group('gloo', timeout=timedelta(seconds=options.get('timeout', 1800)))
+    wrapper = cfg.get('model_wrapper_cfg')
+    if wrapper is None:
+        # what mmengine sets where it chooses the wrapper, but for the device
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+                                     find_unused_parameters=cfg.get('find_unused_parameters', False))
+    elif issubclass(MODEL_WRAPPERS.get(wrapper.get('type', 'MMDistributedDataParallel')), DistributedDataParallel):
+        wrapper.setdefault('device_ids', None)
+
+
+def _read_slurm() -> None:
+    """Set the variables of torch's process group from Slurm's, those that are set already excepted."""
+    env = os.environ
+    if 'MASTER_ADDR' not in env:
+        hosts = subprocess.run(['scontrol', 'show', 'hostname', env['SLURM_NODELIST']], check=True, text=True,
+                               stdout=subprocess.PIPE).stdout
+        env['MASTER_ADDR'] = hosts.split()[0]
+    env.setdefault('MASTER_PORT', '29500')
+    env.update(RANK=env['SLURM_PROCID'], WORLD_SIZE=env['SLURM_NTASKS'], LOCAL_RANK=env.get('SLURM_LOCALID', '0'))
 
 
 @contextmanager

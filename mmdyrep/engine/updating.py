@@ -15,6 +15,7 @@ from mmdyrep.models.probing import input_shapes, zeros
 from mmdyrep.reparam import blocks_of, fitting
 from mmdyrep.reparam.surgery import geometry_of
 
+from .distributed import true_on_all
 from .ema import Averaged
 
 
@@ -120,7 +121,8 @@ def _outputs(round_: Round) -> List[List[Tensor]]:
 
 
 def _finite(outputs: List[List[Tensor]]) -> bool:
-    return all(bool(tensor.isfinite().all()) for output in outputs for tensor in output)
+    # other ranks have other images
+    return true_on_all(all(bool(tensor.isfinite().all()) for output in outputs for tensor in output))
 
 
 def describe(grown: Sequence[Mapping[str, Any]], cut: Sequence[Mapping[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from tests.images import fashion
 from tests.test_dynamics.small_network import SmallNetwork
 
 NAMES = list(SmallNetwork.behind)
+BATCHES = (1, 3)
 
 
 def measure(rank: int):
@@ -24,7 +25,7 @@ def measure(rank: int):
         if rank == 1 and step == 1:
             net.conv2.weight.grad = None
         saliency.observe(net.ops())
-    batches = [fashion(8, start=100 * rank, dtype=torch.float64)[0]]
+    batches = [fashion(8, start=100 * rank + 8 * i, dtype=torch.float64)[0] for i in range(BATCHES[rank])]
     scores = saliency.scores(NAMES, Moment(0, 0))
     return scores, saliency.counts, Calibration(net, net, batches)([net.bn1, net.bn4])
 
@@ -58,6 +59,6 @@ def test_ranks_agree_on_the_mean_over_all_of_them(tmp_path):
         assert together[0][0][name] == pytest.approx(wanted, rel=1e-12)
     for place in range(2):
         for part in range(2):
-            wanted = (alone[0][2][place][part] + alone[1][2][place][part]) / 2
+            wanted = sum(count * alone[rank][2][place][part] for rank, count in enumerate(BATCHES)) / sum(BATCHES)
             for _, _, statistics in together:
                 torch.testing.assert_close(statistics[place][part], wanted)
