@@ -1,6 +1,5 @@
 """Scores and statistics over two real processes that see different images."""
 import os
-import socket
 from datetime import timedelta
 
 import pytest
@@ -10,6 +9,7 @@ import torch.multiprocessing as mp
 
 from mmdyrep.dynamics import METRICS, Calibration, Moment
 from tests.images import fashion
+from tests.processes import free_port
 from tests.test_dynamics.small_network import SmallNetwork
 
 NAMES = list(SmallNetwork.behind)
@@ -28,12 +28,6 @@ def measure(rank: int):
     batches = [fashion(8, start=100 * rank + 8 * i, dtype=torch.float64)[0] for i in range(BATCHES[rank])]
     scores = saliency.scores(NAMES, Moment(0, 0))
     return scores, saliency.counts, Calibration(net, net, batches)([net.bn1, net.bn4])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
 
 
 def work(rank: int, folder: str, port: int) -> None:
