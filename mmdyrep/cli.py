@@ -1,11 +1,17 @@
 """What the command-line tools share."""
 import os
+import subprocess
 import sys
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Iterator
 
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import MODEL_WRAPPERS
+from torch.nn.parallel import DistributedDataParallel
 
 
 def set_loader_defaults(cfg: Config) -> None:
@@ -21,27 +27,44 @@ def set_loader_defaults(cfg: Config) -> None:
         loader.setdefault('pin_memory', torch.cuda.is_available())
 
 
-def join_processes(cfg: Config) -> None:
-    """Let processes that torchrun has started work together on a machine without a GPU.
+def set_processes(cfg: Config) -> None:
+    """On a machine without a GPU, start the process group over gloo and set a wrapper that needs none.
 
-    mmengine would ask for NCCL and give DDP the number of a GPU.
+    mmengine's launchers would choose a GPU for each process. With one, or with launcher 'none', nothing is done.
     """
-    if cfg.get('launcher') != 'pytorch' or torch.cuda.is_available():
+    if cfg.get('launcher', 'none') not in ('pytorch', 'slurm') or get_device() != 'cpu':
         return
-    torch.distributed.init_process_group('gloo')
-    # naming the wrapper drops mmengine's defaults
-    defaults = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-                    find_unused_parameters=cfg.get('find_unused_parameters', False))
-    cfg.model_wrapper_cfg = {**defaults, **(cfg.get('model_wrapper_cfg') or {})}
+    if cfg.launcher == 'slurm':
+        _read_slurm()
+    options = dict(cfg.get('env_cfg', {}).get('dist_cfg', {}))
+    dist.init_process_group('gloo', timeout=timedelta(seconds=options.get('timeout', 1800)))
+    wrapper = cfg.get('model_wrapper_cfg')
+    if wrapper is None:
+        # what mmengine sets where it chooses the wrapper, but for the device
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+                                     find_unused_parameters=cfg.get('find_unused_parameters', False))
+    elif issubclass(MODEL_WRAPPERS.get(wrapper.get('type', 'MMDistributedDataParallel')), DistributedDataParallel):
+        wrapper.setdefault('device_ids', None)
+
+
+def _read_slurm() -> None:
+    """Set the variables of torch's process group from Slurm's, those that are set already excepted."""
+    env = os.environ
+    if 'MASTER_ADDR' not in env:
+        hosts = subprocess.run(['scontrol', 'show', 'hostname', env['SLURM_NODELIST']], check=True, text=True,
+                               stdout=subprocess.PIPE).stdout
+        env['MASTER_ADDR'] = hosts.split()[0]
+    env.setdefault('MASTER_PORT', '29500')
+    env.update(RANK=env['SLURM_PROCID'], WORLD_SIZE=env['SLURM_NTASKS'], LOCAL_RANK=env.get('SLURM_LOCALID', '0'))
 
 
 def leave_processes() -> None:
-    """End a process that :func:`join_processes` joined to others; others return.
+    """End a process whose group works over gloo; any other returns.
 
     The threads of gloo (torch 2.1) sometimes never end, and with them the interpreter.
     """
-    if torch.distributed.is_initialized() and torch.distributed.get_backend() == 'gloo':
-        torch.distributed.barrier()
+    if dist.is_initialized() and dist.get_backend() == 'gloo':
+        dist.barrier()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

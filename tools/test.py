@@ -7,7 +7,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmdyrep.cli import join_processes, leave_processes, set_loader_defaults
+from mmdyrep.cli import leave_processes, set_loader_defaults, set_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,7 +43,7 @@ def main() -> None:
     for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
         cfg[key] = None
     set_loader_defaults(cfg)
-    join_processes(cfg)
+    set_processes(cfg)
     runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
     if args.out:
         from mmengine.evaluator import DumpResults

@@ -7,7 +7,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmdyrep.cli import join_processes, leave_processes, set_loader_defaults
+from mmdyrep.cli import leave_processes, set_loader_defaults, set_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,7 +48,7 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     set_loader_defaults(cfg)
-    join_processes(cfg)
+    set_processes(cfg)
     runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
     runner.train()
     leave_processes()

@@ -63,7 +63,7 @@ class Calibration:
 
     @torch.no_grad()
     def __call__(self, norms: Sequence[_BatchNorm]) -> List[Statistics]:
-        """Mean over the batches, and over all ranks, of each norm's input mean and unbiased variance.
+        """Mean over the batches of all ranks of each norm's input mean and unbiased variance.
 
         Args:
             norms (Sequence[_BatchNorm]): They work in train mode meanwhile, frozen ones, too.
@@ -98,10 +98,12 @@ class Calibration:
         finally:
             for hook in hooks:
                 hook.remove()
-        table = torch.cat([torch.cat(sums[id(norm)]) for norm in norms]) / len(self.batches)
+        table = torch.cat([torch.cat(sums[id(norm)]) for norm in norms])
+        # in front, so that one communication does: ranks may hold different numbers of batches
+        table = torch.cat([table.new_tensor([len(self.batches)]), table])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(table)
-            table /= dist.get_world_size()
+        table = table[1:] / table[0]
         sizes = [norm.num_features for norm in norms for _ in range(2)]
         parts = iter(table.split(sizes))
         return [Statistics(mean, var) for mean, var in zip(parts, parts)]

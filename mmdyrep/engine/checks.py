@@ -8,7 +8,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmdyrep.dynamics import METRICS
 from mmdyrep.models import DyRepBackbone
 
-from .distributed import check_wrapper
+from .distributed import check_lengths
 
 
 def require_whole(name: str, value: Any, least: int) -> None:
@@ -38,9 +38,6 @@ def check_settings(interval: int, begin: int, end: Optional[int], metric: str, n
 
 def check_runner(runner: Runner, by_epoch: bool) -> None:
     """Refuse runners, optimizer wrappers and loops that DyRep does not work with."""
-    if type(runner).__name__ == 'FlexibleRunner':
-        raise ValueError('DyRepHook does not work with FlexibleRunner: its strategies shard or move the parameters '
-                         'that DyRep replaces. Use Runner, with DDP for several GPUs')
     # a subclass of OptimWrapper by name only
     if not isinstance(runner.optim_wrapper, OptimWrapper) or isinstance(runner.optim_wrapper, OptimWrapperDict):
         raise ValueError(f'DyRepHook needs one OptimWrapper, got {type(runner.optim_wrapper).__name__}')
@@ -57,7 +54,8 @@ def check_runner(runner: Runner, by_epoch: bool) -> None:
     if isinstance(loop, EpochBasedTrainLoop) and not by_epoch:
         raise ValueError('DyRepHook: by_epoch=False does not fit EpochBasedTrainLoop; give by_epoch=True and the '
                          'interval in epochs')
-    check_wrapper(runner.model)
+    if by_epoch:
+        check_lengths(runner)
 
 
 def check_order(runner: Runner, hook: Hook) -> None:

@@ -15,7 +15,7 @@ from mmdyrep.models.probing import input_shapes, zeros
 from mmdyrep.reparam import blocks_of, fitting
 from mmdyrep.reparam.surgery import geometry_of
 
-from .distributed import everywhere
+from .distributed import true_on_all
 from .ema import Averaged
 
 
@@ -84,7 +84,7 @@ def update(round_: Round, scores: Mapping[str, float], policy: Policy, moment: M
     backbone, batches = round_.backbone, round_.batches
     measure = Calibration(round_.model, round_.run, batches) if batches else None
     before = _outputs(round_)
-    sound = everywhere(_finite(before))
+    sound = _finite(before)
     if not sound:
         scores = dict.fromkeys(scores, math.nan)
 
@@ -94,7 +94,7 @@ def update(round_: Round, scores: Mapping[str, float], policy: Policy, moment: M
     cut = _cut(round_, policy, measure) if sound and policy.threshold is not None else []
 
     after = _outputs(round_) if sound else before
-    if sound and not everywhere(_finite(after)):
+    if sound and not _finite(after):
         raise RuntimeError(f'DyRep: the network has no finite output any more after {describe(grown, cut)}')
     drifts = [drift(*pair) for pair in zip(before, after)] if sound else []
     return {
@@ -121,7 +121,8 @@ def _outputs(round_: Round) -> List[List[Tensor]]:
 
 
 def _finite(outputs: List[List[Tensor]]) -> bool:
-    return all(bool(tensor.isfinite().all()) for output in outputs for tensor in output)
+    # other ranks have other images
+    return true_on_all(all(bool(tensor.isfinite().all()) for output in outputs for tensor in output))
 
 
 def describe(grown: Sequence[Mapping[str, Any]], cut: Sequence[Mapping[str, Any]]) -> str:

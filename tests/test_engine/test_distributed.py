@@ -1,114 +1,110 @@
-"""Two processes (gloo) stay one network, and resume as one."""
-import os
-import socket
-import subprocess
-import sys
+"""DyRep in two real processes: the ranks hold the same network, and a resumed run ends with the same bytes."""
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from mmdyrep.engine.distributed import check_wrapper
+from mmdyrep.fileio import read_json
+from tests.processes import dist_train, ranks_config, read_ranks
+from tests.resuming import SAVED, run_files, without_seconds
+from tests.runs import differences, needs_images
 
-from ..runs import ROOT, differences, needs_images, small_config
-
-pytestmark = [pytest.mark.slow, needs_images]
-
-
-def config(**changes):
-    cfg = small_config(images=128, batch=16, **changes)
-    cfg.custom_imports.imports.append('tests.ranks')
-    cfg.model.backbone = dict(type='DyRepBackbone', backbone=cfg.model.backbone)
-    cfg.default_hooks.dyrep = dict(type='DyRepHook', interval=1, calibration_batches=2, dep=dict(threshold=0.001))
-    cfg.default_hooks.ranks = dict(type='RankHook')
-    cfg.train_cfg.max_epochs = 3
-    return cfg
+pytestmark = [needs_images, pytest.mark.slow]
 
 
-def start(cfg, work_dir, *arguments):
-    path = work_dir.parent / f'{work_dir.name}.py'
-    cfg.dump(path)
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    return subprocess.Popen(
-        ['bash', 'tools/dist_train.sh', str(path), '2', '--work-dir', str(work_dir), *arguments], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, 'PYTHON': sys.executable, 'PORT': str(port), 'OMP_NUM_THREADS': '1'})
+def saved_differences(left: Path, right: Path) -> list:
+    """Differences between two checkpoints, times left out."""
+    first, second = (torch.load(path, map_location='cpu') for path in (left, right))
+    assert set(first) == set(second)
+    return [line for key in SAVED if key in first
+            for line in differences(without_seconds(first[key]) if key == 'dyrep' else first[key],
+                                    without_seconds(second[key]) if key == 'dyrep' else second[key], key)]
 
 
-def run(cfg, work_dir, *arguments):
-    process = start(cfg, work_dir, *arguments)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory: Any) -> Path:
+    """An epoch run with EMA, a communication hook and mmengine's own key for unused parameters."""
+    folder = tmp_path_factory.mktemp('straight')
+    cfg = ranks_config(folder / 'ranks', comm_hook=True, ema=dict(momentum=0.1), find_unused_parameters=True)
+    done = dist_train(cfg, folder / 'run')
+    assert done.returncode == 0, done.stdout[-3000:]
+    (folder / 'output.txt').write_text(done.stdout)
+    return folder
 
 
-def ranks_of(work_dir):
-    return [torch.load(work_dir / f'rank_{rank}.pth') for rank in (0, 1)]
+def test_ranks_hold_the_same_model_and_averaged_model_after_every_update(straight: Path) -> None:
+    left, right = read_ranks(straight / 'ranks')
+    assert len(left['epochs']) == 2 and all(len(models) == 2 for models in left['epochs'])
+    assert differences(left['epochs'], right['epochs']) == []
+    assert differences(left['iterations'], right['iterations']) == []
+    # on different images
+    assert len(left['images']) == 16 and not set(left['images']) & set(right['images'])
+    # and new parameters learn
+    grown = [name for name in left['iterations'][8] if name not in left['iterations'][0]]
+    assert grown
+    assert all(not torch.equal(left['iterations'][8][name], left['iterations'][15][name]) for name in grown)
 
 
-# running statistics are each rank's own between updates, as mmengine has it
-def learned(state):
-    return {key: value for key, value in state.items() if 'running_' not in key and 'num_batches' not in key}
+def test_the_model_is_wrapped_anew_as_it_was_and_the_old_wrapper_is_freed(straight: Path) -> None:
+    for rank in read_ranks(straight / 'ranks'):
+        assert len(rank['wrappers']) == 3 and rank['alive'] == 1
+        assert all(wrapper == dict(type='MMDistributedDataParallel', find_unused_parameters=True,
+                                   broadcast_buffers=False, static_graph=False, parameters=0)
+                   for wrapper in rank['wrappers'])
+        # the communication hook is called for the new wrapper's buckets, too
+        assert rank['calls'][1] >= rank['calls'][0] + 8 and rank['calls'][0] >= 8
 
 
-@pytest.mark.parametrize('options', [
-    {}, dict(find_unused_parameters=True), dict(model_wrapper_cfg=dict(broadcast_buffers=True, static_graph=True))])
-def test_ranks_end_with_the_same_structure_and_weights_from_unequal_data(tmp_path, options):
-    cfg = config()
-    cfg.merge_from_dict(options)
-    code, output = run(cfg, tmp_path / 'run')
-    assert code == 0, output
-    first, second = ranks_of(tmp_path / 'run')
-    assert first['losses'] != second['losses']
-    assert first['wrapper'] == 'MMDistributedDataParallel'
-    assert first['structure'] == second['structure'] and first['structure']['ops']
-    assert differences(learned(first['state']), learned(second['state'])) == []
-    # gradients of the new branches were reduced: equal though trained on unequal data, and no longer at gamma_init
-    gammas = [value for key, value in first['state'].items() if '.branches.' in key and key.endswith('.bn.weight')]
-    assert any((gamma - gamma.mean()).abs().max() > 1e-5 for gamma in gammas)
-    assert output.count('DyRep [epoch 1]: expanded') == 1, 'one process alone writes the log'
+def test_files_and_log_are_written_once(straight: Path) -> None:
+    output = (straight / 'output.txt').read_text()
+    assert output.count('ops can be expanded') == 1
+    assert output.count('DyRep [epoch 1]: MACs') == 1
+    assert len(list((straight / 'run').glob('20*/*.log'))) == 1
+    assert set(run_files(straight / 'run')) == {'history.json', 'structure_1.json', 'structure_2.json'}
+    assert [len(update['grown']) for update in read_json(straight / 'run' / 'dyrep' / 'history.json')['updates']] == [
+        1, 1]
 
 
-def test_killed_and_resumed_equals_the_straight_run(tmp_path):
-    code, output = run(config(), tmp_path / 'straight')
-    assert code == 0, output
-    cfg = config()
-    cfg.custom_hooks = [dict(type='KillHook', at=10)]
-    code, output = run(cfg, tmp_path / 'killed')
-    assert code != 0 and 'Signal 9 (SIGKILL)' in output
-    cfg.custom_hooks = []
-    code, output = run(cfg, tmp_path / 'killed', '--resume')
-    assert code == 0, output
-    for straight, resumed in zip(ranks_of(tmp_path / 'straight'), ranks_of(tmp_path / 'killed')):
-        assert straight['structure'] == resumed['structure']
-        assert differences(learned(straight['state']), learned(resumed['state'])) == []
+def test_an_epoch_run_resumed_ends_with_the_same_bytes(straight: Path, tmp_path: Path) -> None:
+    cfg = ranks_config(tmp_path / 'ranks', comm_hook=True, ema=dict(momentum=0.1), find_unused_parameters=True)
+    done = dist_train(cfg, tmp_path / 'run', '--resume', str(straight / 'run' / 'epoch_1.pth'))
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert saved_differences(straight / 'run' / 'epoch_2.pth', tmp_path / 'run' / 'epoch_2.pth') == []
+    assert differences(run_files(straight / 'run'), run_files(tmp_path / 'run')) == []
+    first, second = read_ranks(straight / 'ranks'), read_ranks(tmp_path / 'ranks')
+    for rank in range(2):
+        assert differences(first[rank]['epochs'][1:], second[rank]['epochs']) == []
+        assert first[rank]['images'][8:] == second[rank]['images']
 
 
-def test_rank_that_differs_is_noticed(tmp_path):
-    cfg = config()
-    cfg.default_hooks.ranks.spoil = True
-    code, output = run(cfg, tmp_path / 'run')
-    assert code != 0 and 'has different values in the processes after an update' in output
+def test_a_rank_that_dies_ends_the_run_and_resumed_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    wrapper = dict(type='MMDistributedDataParallel', static_graph=True, broadcast_buffers=True)
+    cfg = ranks_config(tmp_path / 'ranks', by_epoch=False, model_wrapper_cfg=wrapper)
+    done = dist_train(cfg, tmp_path / 'straight')
+    assert done.returncode == 0, done.stdout[-3000:]
+    left, right = read_ranks(tmp_path / 'ranks')
+    assert differences(left['iterations'], right['iterations']) == []
+    assert [(item['static_graph'], item['broadcast_buffers']) for item in left['wrappers']] == [(True, True)] * 3
+
+    dying = ranks_config(by_epoch=False, model_wrapper_cfg=wrapper, custom_hooks=[dict(type='KillHook', at=12, rank=1)])
+    begin = time.monotonic()
+    killed = dist_train(dying, tmp_path / 'run')
+    assert killed.returncode not in (0, None) and time.monotonic() - begin < 120
+    assert 'Signal 9 (SIGKILL)' in killed.stdout and 'rank      : 1' in killed.stdout
+    assert (tmp_path / 'run' / 'last_checkpoint').read_text().endswith('iter_10.pth')
+
+    resumed = dist_train(cfg, tmp_path / 'run', '--resume')
+    assert resumed.returncode == 0, resumed.stdout[-3000:]
+    assert saved_differences(tmp_path / 'straight' / 'iter_16.pth', tmp_path / 'run' / 'iter_16.pth') == []
+    assert differences(run_files(tmp_path / 'straight'), run_files(tmp_path / 'run')) == []
 
 
-def test_rank_that_dies_ends_the_others(tmp_path):
-    cfg = config()
-    cfg.train_cfg.max_epochs = 200
-    process = start(cfg, tmp_path / 'run')
-    children = []
-    deadline = time.time() + 120
-    while time.time() < deadline and not (tmp_path / 'run' / 'last_checkpoint').exists():
-        time.sleep(0.5)
-    children = subprocess.run(['pgrep', '-P', str(process.pid)], capture_output=True, text=True).stdout.split()
-    assert len(children) == 2
-    subprocess.run(['kill', '-9', children[1]], check=True)
-    output, _ = process.communicate(timeout=90)
-    assert process.returncode != 0 and 'Signal 9 (SIGKILL)' in output
-
-
-def test_wrappers_that_shard_are_refused():
-    from mmengine.model import MMFullyShardedDataParallel
-    model = MMFullyShardedDataParallel.__new__(MMFullyShardedDataParallel)
-    with pytest.raises(ValueError, match='MMFullyShardedDataParallel.*shards'):
-        check_wrapper(model)
+def test_ranks_with_different_numbers_of_batches_are_refused(tmp_path: Path) -> None:
+    cfg = ranks_config(tmp_path / 'ranks', train_dataloader=dict(
+        sampler=dict(round_up=False), dataset=dict(indices=81), batch_size=8))
+    refused = dist_train(cfg, tmp_path / 'run')
+    assert refused.returncode != 0
+    assert 'the ranks have [6, 5] batches an epoch' in refused.stdout, refused.stdout[-3000:]
+    assert 'Epoch(train)' not in refused.stdout

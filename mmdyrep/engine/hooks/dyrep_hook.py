@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import nn
 
 from mmdyrep.dynamics import METRICS, Moment, Op, eval_output
 from mmdyrep.models.finding import find_backbone, unwrapped
@@ -16,7 +17,15 @@ from .. import report
 from ..batches import LastBatches
 from ..checkpoints import make_checkpoints_atomic, resume_from_readable
 from ..checks import check_order, check_runner, check_settings, check_space
-from ..distributed import from_first, require_agreement, share_statistics, wrap_anew
+from ..distributed import (
+    check_agreement,
+    check_wrapper,
+    from_first_rank,
+    mean_statistics,
+    remember_comm_hook,
+    saves_after_iteration,
+    wrap_anew,
+)
 from ..ema import averaged_copies
 from ..gradients import before_each_step
 from ..history import History, write_files
@@ -36,10 +45,13 @@ class _After(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         if self.owner.by_epoch:
+            self.owner.share_statistics(runner)
             self.owner.after(runner, runner.epoch + 1)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if not self.owner.by_epoch:
+            if saves_after_iteration(runner):
+                self.owner.share_statistics(runner)
             self.owner.after(runner, runner.iter + 1)
 
 
@@ -89,6 +101,7 @@ class DyRepHook(Hook):
         if not isinstance(getattr(runner, 'optim_wrapper', None), OptimWrapper):
             if getattr(runner, '_train_loop', None) is None:
                 return  # a test or validation run
+        check_wrapper(runner)
         self._name, self._backbone = find_backbone(runner.model)
         check_runner(runner, self.by_epoch)
         check_order(runner, self)
@@ -96,6 +109,7 @@ class DyRepHook(Hook):
             raise ValueError('DyRepHook: no op of the backbone can be expanded: ' + self._backbone.why_none())
         if not any(isinstance(hook, _After) for hook in runner.hooks):
             runner.register_hook(_After(self))
+        remember_comm_hook(runner)
         make_checkpoints_atomic(runner)
         resume_from_readable(runner)
 
@@ -110,6 +124,7 @@ class DyRepHook(Hook):
             copy.match(backbone)
         if training and backbone.structure != before:
             self._bring_along(runner)
+            wrap_anew(runner)
         if training and getattr(runner, '_resume', False):
             check_space(backbone)
             saved = checkpoint.get('dyrep')
@@ -121,6 +136,7 @@ class DyRepHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Log what can grow; rewrite the run's files from what was loaded, those of a later time go."""
         self._folder = Path(runner.work_dir) / 'dyrep'
+        self._seed = from_first_rank(runner.seed or 0)
         self.saliency.to(next(self._backbone.parameters()).device)
         for copy in averaged_copies(runner):
             copy.match(self._backbone)  # initial weights may have brought a structure
@@ -169,7 +185,8 @@ class DyRepHook(Hook):
                 eval_output(model, self._backbone, self._round(runner, []).run, data_batch)
         finally:
             hook.remove()
-        self._shape = from_first(counting_shape(self._backbone, shapes[0] if shapes else None))
+        # batches of other ranks may have another size, and the budget would allow other ops
+        self._shape = from_first_rank(counting_shape(self._backbone, shapes[0] if shapes else None))
         self.history.begin(runner.iter, cost(model, self._backbone, self._shape), self._settings())
         self._write(runner)
 
@@ -188,21 +205,25 @@ class DyRepHook(Hook):
         """Called after every epoch (or iteration), counted from 1."""
         if not self._due(now):
             return
-        moment = Moment(runner.seed or 0, len(self.history.updates))
-        scores = from_first(self.saliency.scores(self._backbone.candidates(), moment))
+        when = f'the update of {"epoch" if self.by_epoch else "iteration"} {now}'
+        self.share_statistics(runner)
+        check_agreement(self._models(runner), f'before {when}')
+        moment = Moment(self._seed, len(self.history.updates))
+        scores = self.saliency.scores(self._backbone.candidates(), moment)
         runner.model.train()
         round_ = self._round(runner, self.batches.all())
         changing = [self._backbone, *(copy.backbone for copy in round_.copies)]
-        share_statistics([round_.model, *(copy.model for copy in round_.copies)])
         try:
             with all_or_nothing(changing, runner.optim_wrapper, scheduler_list(runner.param_schedulers)):
                 entry = update(round_, scores, self.policy, moment)
                 if entry['grown'] or entry['cut']:
-                    require_agreement(changing, self._backbone.structure)
                     self._bring_along(runner)
         finally:
             for copy in round_.copies:
                 copy.relist()
+        check_agreement(self._models(runner), f'after {when}')
+        if entry['grown'] or entry['cut']:
+            wrap_anew(runner)
         self.saliency.reset()
         self.batches.clear()
         entry = {'epoch': runner.epoch + 1 if self.by_epoch else runner.epoch, 'iter': runner.iter + (
@@ -219,6 +240,13 @@ class DyRepHook(Hook):
         }, step=entry['epoch'] if self.by_epoch else entry['iter'])
         self.structures[now] = self._backbone.structure
         self._write(runner)
+
+    def _models(self, runner: Runner) -> List[nn.Module]:
+        return [unwrapped(runner.model), *(copy.model for copy in averaged_copies(runner))]
+
+    def share_statistics(self, runner: Runner) -> None:
+        """Make the batch norm statistics of all ranks the same, as before an update and before they are saved."""
+        mean_statistics(self._models(runner))
 
     def _round(self, runner: Runner, batches: Sequence[Any]) -> Round:
         model = unwrapped(runner.model)
@@ -237,7 +265,6 @@ class DyRepHook(Hook):
         self._ops = None
         rebuild_groups(runner.optim_wrapper, unwrapped(runner.model), runner.cfg.get('optim_wrapper'))
         refresh_schedulers(scheduler_list(runner.param_schedulers))
-        wrap_anew(runner)
 
     # ------------------------------------------------------------------ files
 
