@@ -1,6 +1,6 @@
 """Training in several processes: all ranks hold the same network before and after every change."""
 import hashlib
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, broadcast_object_list, get_world_size
@@ -169,14 +169,19 @@ def remember_comm_hook(runner: Runner) -> None:
     if there:
         raise ValueError(f'DyRepHook: the communication hook {there} was registered before the run began and could not '
                          'be set again when the structure changes; register it in before_train of a hook')
-    register = wrapper.register_comm_hook
+    wrapper.register_comm_hook = _Noting(wrapper.register_comm_hook)
 
-    def noting(state: Any, hook: Callable) -> None:
-        register(state, hook)
-        noting.registered = (state, hook)
 
-    noting.registered = None
-    wrapper.register_comm_hook = noting
+class _Noting:
+    """``register_comm_hook`` that keeps what was registered."""
+
+    def __init__(self, register: Callable) -> None:
+        self.register = register
+        self.registered: Optional[Tuple[Any, Callable]] = None
+
+    def __call__(self, state: Any, hook: Callable) -> None:
+        self.register(state, hook)
+        self.registered = (state, hook)
 
 
 def wrap_anew(runner: Runner) -> None:
@@ -189,15 +194,14 @@ def wrap_anew(runner: Runner) -> None:
         return
     # this attribute and the wrapper hold each other; the old reducer shall be freed at once
     noting = vars(wrapper).pop('register_comm_hook', None)
+    registered = noting.registered if noting is not None else None
     runner.model = wrapper.module
-    del wrapper
+    del wrapper, noting
     runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), runner.model)
     runner.model.train()
-    if noting is None:
-        return
     remember_comm_hook(runner)
-    if noting.registered is not None:
-        state, hook = noting.registered
+    if registered is not None:
+        state, hook = registered
         _forget_buckets(state)
         runner.model.register_comm_hook(state, hook)
 
