@@ -44,16 +44,16 @@ def test_training_and_testing_in_two_processes(tmp_path: Path) -> None:
                              test_cfg=dict()))
     # flips draw random numbers, the ranks others than one process
     cfg.test_dataloader.dataset.pipeline = [dict(type='PackInputs')]
-    # more than one argument, and one with a space
-    done = dist_train(cfg, tmp_path / 'run', '--cfg-options', 'train_cfg.max_epochs=1', 'note=a b')
+    folder = tmp_path / 'a run'
+    done = dist_train(cfg, folder, '--cfg-options', 'train_cfg.max_epochs=1', 'note=seen')
     assert done.returncode == 0, done.stdout[-3000:]
-    used = Config.fromfile(tmp_path / 'run' / 'run.py')
-    assert used.train_cfg.max_epochs == 1 and used.note == 'a b'
-    checkpoint = tmp_path / 'run' / 'epoch_1.pth'
-    assert checkpoint.exists() and not (tmp_path / 'run' / 'epoch_2.pth').exists()
-    tested = launch('dist_test.sh', tmp_path / 'run.py', checkpoint, 2, '--work-dir', tmp_path / 'test')
+    used = Config.fromfile(folder / 'a run.py')
+    assert used.train_cfg.max_epochs == 1 and used.note == 'seen'
+    checkpoint = folder / 'epoch_1.pth'
+    assert checkpoint.exists() and not (folder / 'epoch_2.pth').exists()
+    tested = launch('dist_test.sh', tmp_path / 'a run.py', checkpoint, 2, '--work-dir', tmp_path / 'test')
     assert tested.returncode == 0, tested.stdout[-3000:]
-    alone = launch('dist_test.sh', tmp_path / 'run.py', checkpoint, 1, '--work-dir', tmp_path / 'alone')
+    alone = launch('dist_test.sh', tmp_path / 'a run.py', checkpoint, 1, '--work-dir', tmp_path / 'alone')
     assert accuracy(tested.stdout) == accuracy(alone.stdout)
 
 
@@ -71,11 +71,11 @@ def test_slurm_script_passes_its_arguments_and_tasks_find_each_other(tmp_path: P
     path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ['PATH']])
     env = dict(PATH=path, RECORD=str(tmp_path / 'arguments'), GPUS='2', GPUS_PER_NODE='0', CPUS_PER_TASK='1',
                SRUN_ARGS='--mem=1G --exclusive', PORT=str(free_port()))
-    done = launch('slurm_train.sh', 'part', 'a job', tmp_path / 'cfg.py', tmp_path / 'run', '--cfg-options', 'note=a b',
-                  env=env)
+    done = launch('slurm_train.sh', 'part', 'a job', tmp_path / 'cfg.py', tmp_path / 'a run', '--cfg-options',
+                  'note=seen', env=env)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert 'GPU number: 2' in done.stdout and Config.fromfile(tmp_path / 'run' / 'cfg.py').note == 'a b'
-    assert (tmp_path / 'run' / 'epoch_1.pth').exists()
+    assert 'GPU number: 2' in done.stdout and Config.fromfile(tmp_path / 'a run' / 'cfg.py').note == 'seen'
+    assert (tmp_path / 'a run' / 'epoch_1.pth').exists()
     arguments = (tmp_path / 'arguments').read_text().split('\n')
     assert arguments[:7] == ['--partition=part', '--job-name=a job', '--ntasks=2', '--cpus-per-task=1',
                              '--kill-on-bad-exit=1', '--mem=1G', '--exclusive']
