@@ -63,7 +63,8 @@ def test_each_interval_the_op_of_the_greatest_mean_score_grows(tmp_path: Path, m
     for entry, sums in zip(done, scores.intervals):
         expected = {name: sum(values) / len(values) for name, values in sums.items()}
         assert all(len(values) == 8 for values in sums.values())
-        assert dict(entry['scores']) == pytest.approx(expected, rel=1e-9)
+        # norms in float32
+        assert dict(entry['scores']) == pytest.approx(expected, rel=1e-6)
         assert [item['op'] for item in entry['grown']] == [max(expected, key=expected.get)]
         assert entry['drift'] < 1e-5
     grown = [entry['grown'][0]['op'] for entry in done]
