@@ -12,6 +12,7 @@ from tests.resuming import SAVED, run_files, without_seconds
 from tests.runs import differences, needs_images
 
 pytestmark = [needs_images, pytest.mark.slow]
+WRAPPER = dict(type='MMDistributedDataParallel', find_unused_parameters=True, broadcast_buffers=True)
 
 
 def saved_differences(left: Path, right: Path) -> list:
@@ -25,9 +26,9 @@ def saved_differences(left: Path, right: Path) -> list:
 
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory: Any) -> Path:
-    """An epoch run with EMA, a communication hook and mmengine's own key for unused parameters."""
+    """An epoch run with EMA and a communication hook."""
     folder = tmp_path_factory.mktemp('straight')
-    cfg = ranks_config(folder / 'ranks', comm_hook=True, ema=dict(momentum=0.1), find_unused_parameters=True)
+    cfg = ranks_config(folder / 'ranks', comm_hook=True, ema=dict(momentum=0.1), model_wrapper_cfg=WRAPPER)
     done = dist_train(cfg, folder / 'run')
     assert done.returncode == 0, done.stdout[-3000:]
     (folder / 'output.txt').write_text(done.stdout)
@@ -50,9 +51,7 @@ def test_ranks_hold_the_same_model_and_averaged_model_after_every_update(straigh
 def test_the_model_is_wrapped_anew_as_it_was_and_the_old_wrapper_is_freed(straight: Path) -> None:
     for rank in read_ranks(straight / 'ranks'):
         assert len(rank['wrappers']) == 3 and rank['alive'] == 1
-        assert all(wrapper == dict(type='MMDistributedDataParallel', find_unused_parameters=True,
-                                   broadcast_buffers=False, static_graph=False, parameters=0)
-                   for wrapper in rank['wrappers'])
+        assert all(wrapper == dict(WRAPPER, static_graph=False, parameters=0) for wrapper in rank['wrappers'])
         # the communication hook is called for the new wrapper's buckets, too
         assert rank['calls'][1] >= rank['calls'][0] + 8 and rank['calls'][0] >= 8
 
@@ -68,7 +67,7 @@ def test_files_and_log_are_written_once(straight: Path) -> None:
 
 
 def test_an_epoch_run_resumed_ends_with_the_same_bytes(straight: Path, tmp_path: Path) -> None:
-    cfg = ranks_config(tmp_path / 'ranks', comm_hook=True, ema=dict(momentum=0.1), find_unused_parameters=True)
+    cfg = ranks_config(tmp_path / 'ranks', comm_hook=True, ema=dict(momentum=0.1), model_wrapper_cfg=WRAPPER)
     done = dist_train(cfg, tmp_path / 'run', '--resume', str(straight / 'run' / 'epoch_1.pth'))
     assert done.returncode == 0, done.stdout[-3000:]
     assert saved_differences(straight / 'run' / 'epoch_2.pth', tmp_path / 'run' / 'epoch_2.pth') == []
@@ -80,13 +79,13 @@ def test_an_epoch_run_resumed_ends_with_the_same_bytes(straight: Path, tmp_path:
 
 
 def test_a_rank_that_dies_ends_the_run_and_resumed_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    wrapper = dict(type='MMDistributedDataParallel', static_graph=True, broadcast_buffers=True)
+    wrapper = dict(type='MMDistributedDataParallel', static_graph=True, broadcast_buffers=False)
     cfg = ranks_config(tmp_path / 'ranks', by_epoch=False, model_wrapper_cfg=wrapper)
     done = dist_train(cfg, tmp_path / 'straight')
     assert done.returncode == 0, done.stdout[-3000:]
     left, right = read_ranks(tmp_path / 'ranks')
     assert differences(left['iterations'], right['iterations']) == []
-    assert [(item['static_graph'], item['broadcast_buffers']) for item in left['wrappers']] == [(True, True)] * 3
+    assert [(item['static_graph'], item['broadcast_buffers']) for item in left['wrappers']] == [(True, False)] * 3
 
     dying = ranks_config(by_epoch=False, model_wrapper_cfg=wrapper, custom_hooks=[dict(type='KillHook', at=12, rank=1)])
     begin = time.monotonic()
