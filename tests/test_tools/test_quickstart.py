@@ -22,8 +22,8 @@ def test_trains_fuses_tests_and_reports_and_a_second_call_uses_what_is_there(tmp
         return done.stdout
 
     first = call()
-    assert 'DyRep [epoch 2]: expanded' in first and 'fused to the plain network' in first
-    accuracy = next(line.split('│')[2].split() for line in first.splitlines() if 'accuracy/top1' in line)
+    assert 'DyRep [epoch 2]: expanded' in first and 'blocks fused' in first
+    accuracy = next(line.split('│')[2].split() for line in first.splitlines() if '│ accuracy/top1' in line)
     assert accuracy[0] == accuracy[2], 'augmented and fused'
     for name in ('history.png', 'structure.png'):
         assert (tmp_path / 'run' / name).read_bytes()[1:4] == b'PNG'
