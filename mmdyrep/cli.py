@@ -4,7 +4,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Iterator
+from typing import Any, Dict, Iterator, Optional
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,14 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import MODEL_WRAPPERS
 from torch.nn.parallel import DistributedDataParallel
+
+
+def read_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
+    """Read a config file, with what ``--cfg-options`` overrides in it."""
+    cfg = Config.fromfile(path)
+    if options is not None:
+        cfg.merge_from_dict(options)
+    return cfg
 
 
 def set_loader_defaults(cfg: Config) -> None:

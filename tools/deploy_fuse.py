@@ -1,9 +1,9 @@
 """Fuse a checkpoint of DyRep to one that the plain network loads."""
 import argparse
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
-from mmdyrep.cli import fail_readably
+from mmdyrep.cli import fail_readably, read_config
 from mmdyrep.deploy import fuse_checkpoint
 
 
@@ -28,9 +28,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with fail_readably():
-        cfg = Config.fromfile(args.config)
-        if args.cfg_options is not None:
-            cfg.merge_from_dict(args.cfg_options)
+        cfg = read_config(args.config, args.cfg_options)
         report = fuse_checkpoint(cfg, args.checkpoint, args.out, out_config=args.out_config,
                                  backbone_only=args.backbone_only, raw_weights=args.raw_weights, images=args.images)
     ops = report.structure['ops']

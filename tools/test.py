@@ -3,11 +3,11 @@ import argparse
 import os
 import os.path as osp
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmdyrep.cli import leave_processes, set_loader_defaults, set_processes
+from mmdyrep.cli import leave_processes, read_config, set_loader_defaults, set_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,10 +29,7 @@ def main() -> None:
     args = parse_args()
     if osp.sep in args.checkpoint and '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
         raise FileNotFoundError(f'no checkpoint at {args.checkpoint}')
-    cfg = Config.fromfile(args.config)
-    cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, {'launcher': args.launcher, **(args.cfg_options or {})})
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:

@@ -1,10 +1,10 @@
 """MACs and parameters of a config's model, per op and in all, augmented next to plain."""
 import argparse
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
 from mmdyrep.analysis.complexity import as_json, complexity, print_table
-from mmdyrep.cli import fail_readably
+from mmdyrep.cli import fail_readably, read_config
 from mmdyrep.fileio import write_json
 
 
@@ -25,9 +25,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with fail_readably():
-        cfg = Config.fromfile(args.config)
-        if args.cfg_options is not None:
-            cfg.merge_from_dict(args.cfg_options)
+        cfg = read_config(args.config, args.cfg_options)
         found = complexity(cfg, args.structure, args.shape)
         if args.json:
             write_json(args.json, as_json(found))
