@@ -44,9 +44,6 @@ def check_runner(runner: Runner, by_epoch: bool) -> None:
     if runner.cfg.get('efficient_conv_bn_eval'):
         raise ValueError('DyRepHook does not work with efficient_conv_bn_eval: it fixes the graph of the modules as '
                          'they are at the start, so new branches would not be run. Remove it from the config')
-    if runner.cfg.get('compile'):
-        raise ValueError('DyRepHook does not work with compile yet: the compiled step does not follow a change of the '
-                         'structure. Remove it from the config')
     loop: Union[EpochBasedTrainLoop, IterBasedTrainLoop] = runner.train_loop
     if isinstance(loop, IterBasedTrainLoop) and by_epoch:
         raise ValueError('DyRepHook: by_epoch=True does not fit IterBasedTrainLoop; give by_epoch=False and the '

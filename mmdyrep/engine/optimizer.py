@@ -81,7 +81,9 @@ def regrouped(fresh: List[Group], old: Dict[Parameter, Group]) -> List[Group]:
         if now is None:
             now = next((current for start, current in history if _options(start) == _options(group)), None)
         values = _options(now) if now is not None else _scaled(group, *history[0])
-        result.append({**_options(group), **values, 'params': group['params']})
+        # schedules change numbers; a text, as the name of a parameter, tells about this group
+        texts = {key: value for key, value in _options(group).items() if isinstance(value, str)}
+        result.append({**_options(group), **values, **texts, 'params': group['params']})
     return result
 
 

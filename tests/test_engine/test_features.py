@@ -11,7 +11,22 @@ from tests.runs import needs_images
 from tests.steps import Call, dyrep_hook, runner_of
 
 MIXUP = dict(action_epoch=2, train_augments=dict(augments=[dict(type='Mixup', alpha=0.8)]))
+LAYER_DECAY = dict(constructor='mmpretrain.LearningRateDecayOptimWrapperConstructor',
+                   paramwise_cfg=dict(layer_decay_rate=0.7))
+# two stages of ResNet_CIFAR are no depth that mmpretrain's layer-wise decay knows
+RESNET34 = dict(type='mmpretrain.ResNet', depth=34, stem_channels=4, base_channels=4, in_channels=1, out_indices=(3, ))
+SCHEDULES = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=2), dict(type='OneCycleLR', eta_max=0.1,
+             total_steps=4, by_epoch=False, begin=2), dict(type='StepMomentum', step_size=2, by_epoch=False),
+             dict(type='ReduceOnPlateauLR', monitor='loss', by_epoch=True)]
 FEATURES: Dict[str, Dict[str, Any]] = dict(
+    auto_scale_lr=dict(auto_scale_lr=dict(enable=True, base_batch_size=64), param_scheduler=SCHEDULES[:1]),
+    dynamic_intervals=dict(train_cfg=dict(val_interval=2, dynamic_intervals=[(1, 1)])),
+    frozen_stages=dict(model=dict(backbone=dict(backbone=dict(frozen_stages=1)))),
+    gradient_checkpointing=dict(model=dict(backbone=dict(backbone=dict(with_cp=True)))),
+    layer_decay=dict(optim_wrapper=LAYER_DECAY, model=dict(
+        backbone=dict(backbone=dict(_delete_=True, **RESNET34)), head=dict(in_channels=32))),
+    norm_eval=dict(model=dict(backbone=dict(backbone=dict(norm_eval=True)))),
+    schedules=dict(param_scheduler=SCHEDULES),
     activation_checkpointing=dict(activation_checkpointing=['backbone.layer1']),
     precise_bn=dict(custom_hooks=[dict(type='PreciseBNHook', num_samples=64, priority='ABOVE_NORMAL')]),
     persistent_workers=dict(train_dataloader=dict(num_workers=1, persistent_workers=True)),

@@ -17,6 +17,7 @@ from .. import report
 from ..batches import LastBatches
 from ..checkpoints import make_checkpoints_atomic, resume_from_readable
 from ..checks import check_order, check_runner, check_settings, check_space
+from ..compiling import compile_anew
 from ..distributed import (
     check_agreement,
     check_wrapper,
@@ -224,6 +225,7 @@ class DyRepHook(Hook):
         check_agreement(self._models(runner), f'after {when}')
         if entry['grown'] or entry['cut']:
             wrap_anew(runner)
+            compile_anew(runner)
         self.saliency.reset()
         self.batches.clear()
         entry = {'epoch': runner.epoch + 1 if self.by_epoch else runner.epoch, 'iter': runner.iter + (
