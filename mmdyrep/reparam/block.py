@@ -110,6 +110,8 @@ class Block(nn.Module):
     def _insert(self, name: str, branch: Branch) -> None:
         like = branch.conv.weight if name == 'kxk' else next(self.parameters())
         branch.to(device=like.device, dtype=like.dtype).requires_grad_(like.requires_grad)
+        if not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
+            branch.to(memory_format=torch.channels_last)
         branch.train(self.training)
         for module in branch.modules():
             if isinstance(module, _BatchNorm) and name != 'kxk':

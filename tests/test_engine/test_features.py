@@ -1,4 +1,5 @@
 """Features of the runner that DyRep works with: a training grows, keeps its function and ends."""
+import copy
 from pathlib import Path
 from typing import Any, Dict
 
@@ -15,18 +16,12 @@ LAYER_DECAY = dict(constructor='mmpretrain.LearningRateDecayOptimWrapperConstruc
                    paramwise_cfg=dict(layer_decay_rate=0.7))
 # two stages of ResNet_CIFAR are no depth that mmpretrain's layer-wise decay knows
 RESNET34 = dict(type='mmpretrain.ResNet', depth=34, stem_channels=4, base_channels=4, in_channels=1, out_indices=(3, ))
-SCHEDULES = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=2), dict(type='OneCycleLR', eta_max=0.1,
-             total_steps=4, by_epoch=False, begin=2), dict(type='StepMomentum', step_size=2, by_epoch=False),
-             dict(type='ReduceOnPlateauLR', monitor='loss', by_epoch=True)]
 FEATURES: Dict[str, Dict[str, Any]] = dict(
-    auto_scale_lr=dict(auto_scale_lr=dict(enable=True, base_batch_size=64), param_scheduler=SCHEDULES[:1]),
-    dynamic_intervals=dict(train_cfg=dict(val_interval=2, dynamic_intervals=[(1, 1)])),
     frozen_stages=dict(model=dict(backbone=dict(backbone=dict(frozen_stages=1)))),
     gradient_checkpointing=dict(model=dict(backbone=dict(backbone=dict(with_cp=True)))),
     layer_decay=dict(optim_wrapper=LAYER_DECAY, model=dict(
         backbone=dict(backbone=dict(_delete_=True, **RESNET34)), head=dict(in_channels=32))),
     norm_eval=dict(model=dict(backbone=dict(backbone=dict(norm_eval=True)))),
-    schedules=dict(param_scheduler=SCHEDULES),
     activation_checkpointing=dict(activation_checkpointing=['backbone.layer1']),
     precise_bn=dict(custom_hooks=[dict(type='PreciseBNHook', num_samples=64, priority='ABOVE_NORMAL')]),
     persistent_workers=dict(train_dataloader=dict(num_workers=1, persistent_workers=True)),
@@ -37,7 +32,7 @@ def short(**changes: Any) -> Any:
     cfg = dyrep_config(images=96)
     cfg.param_scheduler = []
     cfg.train_cfg.max_epochs = 2
-    cfg.merge_from_dict(changes)
+    cfg.merge_from_dict(copy.deepcopy(changes))  # a merge takes `_delete_` out
     return cfg
 
 
@@ -54,15 +49,16 @@ def test_works_with(tmp_path: Path, name: str) -> None:
 OPTIMIZERS = [dict(type='SGD', lr=0.05, weight_decay=1e-4),
               dict(type='SGD', lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4),
               dict(type='AdamW', lr=1e-3, weight_decay=0.05), dict(type='Lamb', lr=1e-3, weight_decay=0.05)]
-PARAMWISE = [None, dict(norm_decay_mult=0.0, bypass_duplicate=True), dict(
-    norm_decay_mult=0.5, custom_keys={'layer1.0.conv1': dict(lr_mult=0.1), 'conv1': dict(decay_mult=0.3)})]
+KEYS = {'layer1.0.conv1': dict(lr_mult=0.1), 'conv1': dict(decay_mult=0.3)}
+PARAMWISE = [{}, dict(paramwise_cfg=dict(norm_decay_mult=0.0, bypass_duplicate=True)),
+             dict(paramwise_cfg=dict(norm_decay_mult=0.5, custom_keys=KEYS)), LAYER_DECAY]
 
 
 @needs_images
 @pytest.mark.parametrize('optimizer', OPTIMIZERS, ids=lambda item: item['type'])
-@pytest.mark.parametrize('paramwise', PARAMWISE, ids=['one', 'norms', 'keys'])
+@pytest.mark.parametrize('paramwise', PARAMWISE, ids=['one', 'norms', 'keys', 'layer_decay'])
 def test_groups_are_those_of_a_fresh_construction(tmp_path: Path, optimizer: Any, paramwise: Any) -> None:
-    wrapper = dict(type='OptimWrapper', optimizer=optimizer, paramwise_cfg=paramwise)
+    wrapper = dict(type='OptimWrapper', optimizer=optimizer, **paramwise)
     states: Dict[Any, Any] = {}
 
     def before(runner: Runner) -> None:
@@ -86,6 +82,8 @@ def test_groups_are_those_of_a_fresh_construction(tmp_path: Path, optimizer: Any
         assert len(mine.state) == len(kept)
 
     cfg = short()
+    if paramwise is LAYER_DECAY:
+        cfg.merge_from_dict(copy.deepcopy(FEATURES['layer_decay']))
     cfg.optim_wrapper = wrapper
     runner = runner_of(cfg, tmp_path, Call(before, after))
     runner.train()
