@@ -137,6 +137,11 @@ def fold_all(model: nn.Module, behind: Behind) -> None:
 def fused_copy(model: nn.Module, behind: Behind) -> nn.Module:
     """Copy of the network with every block fused; the network itself is left as it is."""
     plain = copy.deepcopy(model)
+    for source, copied in zip(model.modules(), plain.modules()):
+        wrapped = getattr(vars(copied).get('forward'), '__wrapped__', None)
+        if getattr(wrapped, '__self__', None) is source:
+            # a copy of a wrapped forward (mmengine's activation_checkpointing) still runs the source
+            del copied.forward
     fold_all(plain, behind)
     return plain
 

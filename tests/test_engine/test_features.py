@@ -88,3 +88,20 @@ def test_groups_are_those_of_a_fresh_construction(tmp_path: Path, optimizer: Any
     runner = runner_of(cfg, tmp_path, Call(before, after))
     runner.train()
     assert all(update['grown'] for update in dyrep_hook(runner).history.updates)
+
+
+@needs_images
+def test_activation_checkpointing_with_averaged_weights_and_a_budget(tmp_path: Path) -> None:
+    # the budget counts a fused copy, where a deep copy of a checkpointed module would run that of the source
+    ema = dict(custom_hooks=[dict(type='EMAHook', momentum=0.1)])
+    updates = {}
+    for name, changes in dict(without={}, with_=dict(activation_checkpointing=['backbone.layer1'])).items():
+        cfg = short(**ema, **changes)
+        cfg.default_hooks.dyrep.max_macs_ratio = 1.5
+        runner = runner_of(cfg, tmp_path / name)
+        runner.train()
+        updates[name] = dyrep_hook(runner).history.updates
+        assert all(update['drift'] < 1e-5 and update['drift_ema'] < 1e-5 for update in updates[name])
+    assert [update['grown'][0]['op'] for update in updates['with_']] == [
+        update['grown'][0]['op'] for update in updates['without']]
+    assert [update['macs'] for update in updates['with_']] == [update['macs'] for update in updates['without']]
