@@ -12,5 +12,5 @@ def build_model(cfg: Config) -> nn.Module:
     model = copy.deepcopy(cfg.model)
     # as Runner does: one written beside the model serves it, too
     if cfg.get('data_preprocessor') is not None:
-        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+        model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
     return MODELS.build(model)
