@@ -103,25 +103,33 @@ def test_a_backbone_for_pspnet_has_the_keys_of_pspnet_s(tmp_path):
 
 @needs_images
 @pytest.mark.slow
-def test_pspnet_grows_in_its_training(tmp_path):
+def test_pspnet_grows_in_its_training_is_tested_and_fused(tmp_path):
     data, work_dir = cityscapes_folder(tmp_path / 'cityscapes'), tmp_path / 'run'
-    run('train.py', 'configs/segmentation/pspnet_r50-d8-dyrep-d_4xb2-40k_cityscapes-512x1024.py',
-        '--work-dir', work_dir, '--cfg-options', 'model.pretrained=None', 'train_cfg.max_iters=2',
-        'default_hooks.dyrep.interval=1', 'default_hooks.dyrep.calibration_batches=1',
-        'val_cfg=None', 'val_dataloader=None', 'val_evaluator=None', f'train_dataloader.dataset.data_root={data}',
-        'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
-        'train_dataloader.dataset.pipeline.2.scale=(64,64)', 'train_dataloader.dataset.pipeline.3.crop_size=(32,32)',
-        'model.data_preprocessor.size=(32,32)', 'default_hooks.checkpoint.interval=2')
+    config = 'configs/segmentation/pspnet_r50-d8-dyrep-d_4xb2-40k_cityscapes-512x1024.py'
+    options = ['--cfg-options', 'model.pretrained=None', 'train_cfg.max_iters=2', 'val_cfg=None',
+               'default_hooks.dyrep.interval=1', 'default_hooks.dyrep.calibration_batches=1', 'val_dataloader=None',
+               'val_evaluator=None', f'train_dataloader.dataset.data_root={data}', 'train_dataloader.num_workers=0',
+               'train_dataloader.persistent_workers=False', 'train_dataloader.dataset.pipeline.2.scale=(64,64)',
+               'train_dataloader.dataset.pipeline.3.crop_size=(32,32)', 'model.data_preprocessor.size=(32,32)',
+               'default_hooks.checkpoint.interval=2']
+    run('train.py', config, '--work-dir', work_dir, *options)
     assert [update['iter'] for update in updates(work_dir)] == [1, 2]
     assert all(update['grown'] and update['drift'] < 1e-3 for update in updates(work_dir))
-    assert (work_dir / 'iter_2.pth').exists()
+    output = run('test.py', config, work_dir / 'iter_2.pth', '--work-dir', tmp_path / 'test', '--cfg-options',
+                 *for_tests(data), 'test_dataloader.dataset.pipeline.1.scale=(64,64)')
+    assert 'mIoU: ' in output
+    run('deploy_fuse.py', config, work_dir / 'iter_2.pth', work_dir / 'plain.pth', '--out-config',
+        work_dir / 'plain.py')
+    plain = build_model(Config.fromfile(work_dir / 'plain.py'))
+    plain.load_state_dict(read_checkpoint(work_dir / 'plain.pth')['state_dict'])
 
 
 @needs_images
 @pytest.mark.slow
-def test_faster_rcnn_grows_in_its_training(tmp_path):
+def test_faster_rcnn_grows_in_its_training_is_tested_and_fused(tmp_path):
     data, work_dir = coco_folder(tmp_path / 'coco'), tmp_path / 'run'
-    run('train.py', 'configs/detection/faster-rcnn_r50-dyrep-d_fpn_1x_coco.py', '--work-dir', work_dir,
+    config = 'configs/detection/faster-rcnn_r50-dyrep-d_fpn_1x_coco.py'
+    run('train.py', config, '--work-dir', work_dir,
         '--cfg-options', 'model.backbone.backbone.init_cfg=None', 'train_cfg.max_epochs=1', 'val_evaluator=None',
         'val_dataloader=None', 'val_cfg=None', 'default_hooks.dyrep.calibration_batches=1',
         f'train_dataloader.dataset.data_root={data}', 'train_dataloader.num_workers=0',
@@ -130,4 +138,17 @@ def test_faster_rcnn_grows_in_its_training(tmp_path):
     assert update['grown'] and update['drift'] < 1e-3
     # stage 1 and the stem are frozen
     assert not update['grown'][0]['op'].startswith(('conv1', 'layer1'))
-    assert Config.fromfile(work_dir / 'faster-rcnn_r50-dyrep-d_fpn_1x_coco.py').model.backbone.type == 'DyRepBackbone'
+    output = run('test.py', config, work_dir / 'epoch_1.pth', '--work-dir', tmp_path / 'test', '--cfg-options',
+                 *for_tests(data), 'test_dataloader.dataset.pipeline.1.scale=(64,64)',
+                 f'test_evaluator.ann_file={data}/annotations/instances_val2017.json')
+    assert 'bbox_mAP' in output or 'The testing results of the whole dataset is empty' in output
+    run('deploy_fuse.py', config, work_dir / 'epoch_1.pth', work_dir / 'plain.pth', '--out-config',
+        work_dir / 'plain.py')
+    plain = build_model(Config.fromfile(work_dir / 'plain.py'))
+    plain.load_state_dict(read_checkpoint(work_dir / 'plain.pth')['state_dict'])
+
+
+def for_tests(data: Path) -> List[str]:
+    """Options for the test set in a small folder."""
+    return [f'test_dataloader.dataset.data_root={data}', 'test_dataloader.num_workers=0',
+            'test_dataloader.persistent_workers=False']

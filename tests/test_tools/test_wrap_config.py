@@ -152,7 +152,8 @@ def test_a_new_style_config_gets_one_of_its_style_and_trains(tmp_path, folder):
 def test_a_new_style_config_without_hooks_or_out_of_reach(tmp_path):
     source = tmp_path / 'no-name' / 'plain.py'
     source.parent.mkdir()
-    source.write_text(NEW_STYLE.replace('with read_base():\n    from .runtime import *\n', "default_scope = 'mmpretrain'"))
+    source.write_text(NEW_STYLE.replace('with read_base():\n    from .runtime import *\n',
+                                        "default_scope = 'mmpretrain'\n"))
     with pytest.raises(ValueError, match=re.escape(f'Write the new config to {source.parent}')):
         wrap_config(str(source), tmp_path / 'out.py')
     assert os.listdir(tmp_path) == ['no-name']
