@@ -49,10 +49,13 @@ def wrap_config(source: str, out: PathLike, space: Union[str, Sequence[str]] = '
     place = _place_of_backbone(cfg, source)
     _check_hooks(cfg, source)
     by_epoch, interval = _schedule(cfg, source, interval)
-    plan = Plan(source, out, place, space, by_epoch, interval, _imports(cfg),
-                *(_key(cfg, name) for name in ('dyrep', 'random_state')), _has(cfg, 'default_hooks'),
-                any(is_type(hook, RandomStateHook) for hook in _hooks(cfg)))
-    lazy = '::' not in source and Config._is_lazy_import(source)
+    # by a name, too, it may be one of the newer style
+    lazy = Config._is_lazy_import(cfg.filename)
+    plan = Plan(
+        source=cfg.filename if lazy else source, out=out, place=place, space=space, by_epoch=by_epoch,
+        interval=interval, imports=_imports(cfg), dyrep_key=_key(cfg, 'dyrep'),
+        random_state_key=_key(cfg, 'random_state'), has_hooks=_has_hooks(cfg),
+        has_random_state=any(is_type(hook, RandomStateHook) for hook in _hooks(cfg)))
     text = new_style(plan) if lazy else old_style(plan)
     with atomic_path(out, suffix='.py') as temporary:
         temporary.write_text(text, encoding='utf-8')
@@ -126,9 +129,9 @@ def _key(cfg: Config, name: str) -> str:
     return name
 
 
-def _has(cfg: Config, name: str) -> Optional[bool]:
-    """Whether the config has a dict of this name; None if it has something else."""
-    return isinstance(cfg[name], dict) or None if name in cfg else False
+def _has_hooks(cfg: Config) -> Optional[bool]:
+    """Whether the config has a dict of default hooks; None if it has something else of this name."""
+    return isinstance(cfg.default_hooks, dict) or None if 'default_hooks' in cfg else False
 
 
 def _imports(cfg: Config) -> Dict[str, Any]:
@@ -171,7 +174,7 @@ def _rounded(number: float) -> int:
 
 def _check(path: Path, cfg: Config, source: str) -> None:
     """Refuse what would not train."""
-    wrapped = Config.fromfile(path)
+    wrapped = _read(str(path))
     try:
         model = build_model(wrapped)
     except Exception as error:  # a constructor may fail in any way

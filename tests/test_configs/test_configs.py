@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS
+from mmpretrain.models import RepVGG
 
 from mmdyrep import DyRepBackbone, DyRepHook
 from mmdyrep.models.building import build_model
@@ -53,7 +54,9 @@ def test_builds_with_the_structure_that_its_folder_promises(name):
     assert hooks.random_state.type == 'RandomStateHook' and cfg.randomness.seed is not None
     assert ('dyrep' in hooks) == is_dyrep(name)
     if is_dyrep(name):
-        assert isinstance(HOOKS.build(hooks.dyrep), DyRepHook)
+        hook = HOOKS.build(hooks.dyrep)
+        assert isinstance(hook, DyRepHook) and hook.by_epoch == (cfg.train_cfg.get('type') != 'IterBasedTrainLoop')
+        assert 5 <= (cfg.train_cfg.max_epochs if hook.by_epoch else cfg.train_cfg.max_iters) / hook.interval <= 40
         _, backbone = find_backbone(model)
         assert not backbone.structure['ops']
         assert backbone.candidates()
@@ -144,6 +147,21 @@ def test_repvgg_a2_with_its_own_branches_is_mmpretrain_s_config():
                'optim_wrapper.paramwise_cfg', 'param_scheduler.convert_to_iter_based',
                'val_dataloader.batch_size', 'test_dataloader.batch_size')
     assert [path for path in differences if not path.startswith(allowed)] == []
+
+
+def test_repvgg_grown_and_fused_is_mmpretrain_s_repvgg_for_deployment():
+    model = build_model(read('dyrep/repvgg-A2_8xb32_in1k.py')).double().eval()
+    model.backbone.expand('stage_1.1.branch_3x3.conv')
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        before = model(x)
+        model.backbone.switch_to_deploy()
+        cfg = read('dbb/repvgg-A2_8xb32-repvgg_in1k.py').copy()
+        cfg.model.backbone.deploy = True
+        theirs = build_model(cfg).double().eval()
+        assert type(theirs.backbone) is RepVGG
+        theirs.load_state_dict(model.state_dict())
+        assert (theirs(x) - before).abs().max() < 1e-9 * before.abs().max()
 
 
 def test_bases_of_the_libraries_are_those_of_the_paper():
