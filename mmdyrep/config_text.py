@@ -23,6 +23,7 @@ class Plan:
         random_state_key (str): Key of RandomStateHook.
         has_hooks (bool, optional): Whether there are default hooks; None: there is no dict of this name.
         has_random_state (bool): Whether RandomStateHook is there already.
+        input_shape (tuple, optional): (H, W) or (C, H, W) for the probe.
     """
     source: str
     out: Path
@@ -35,6 +36,7 @@ class Plan:
     random_state_key: str
     has_hooks: Optional[bool]
     has_random_state: bool
+    input_shape: Optional[Tuple[int, ...]] = None
 
     @property
     def hooks(self) -> List[Tuple[str, str, str]]:
@@ -46,7 +48,8 @@ class Plan:
     def options(self) -> str:
         """Further arguments of DyRepBackbone."""
         space = self.space if isinstance(self.space, str) else list(self.space)
-        return '' if space == 'dyrep' else f', space={space!r}'
+        shape = '' if self.input_shape is None else f', input_shape={tuple(self.input_shape)!r}'
+        return ('' if space == 'dyrep' else f', space={space!r}') + shape
 
     @property
     def title(self) -> str:

@@ -9,6 +9,7 @@ from mmengine.hub import get_config
 from mmengine.registry import LOOPS, init_default_scope
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
+from mmdyrep.analysis.complexity import crop_size
 from mmdyrep.deploy.plain_config import class_of, is_type
 from mmdyrep.engine import DyRepHook, RandomStateHook
 from mmdyrep.fileio import PathLike, atomic_path
@@ -23,7 +24,7 @@ UPDATES = 24
 
 
 def wrap_config(source: str, out: PathLike, space: Union[str, Sequence[str]] = 'dyrep',
-                interval: Optional[int] = None) -> Plan:
+                interval: Optional[int] = None, input_shape: Optional[Sequence[int]] = None) -> Plan:
     """Write a config that inherits from another one and trains it with DyRep.
 
     Args:
@@ -32,6 +33,8 @@ def wrap_config(source: str, out: PathLike, space: Union[str, Sequence[str]] = '
         space (str or Sequence[str]): Operation space of ``DyRepBackbone``. Defaults to 'dyrep'.
         interval (int, optional): t, in epochs or iterations, as the training loop counts. Defaults to a 24th of the
             training, rounded to one digit.
+        input_shape (Sequence[int], optional): H, W or C, H, W of the images, for backbones that take one size only.
+            Defaults to the crop of the training pipeline where the usual sizes do not fit.
 
     Returns:
         Plan: What has been written.
@@ -55,12 +58,27 @@ def wrap_config(source: str, out: PathLike, space: Union[str, Sequence[str]] = '
         source=cfg.filename if lazy else source, out=out, place=place, space=space, by_epoch=by_epoch,
         interval=interval, imports=_imports(cfg), dyrep_key=_key(cfg, 'dyrep'),
         random_state_key=_key(cfg, 'random_state'), has_hooks=_has_hooks(cfg),
-        has_random_state=any(is_type(hook, RandomStateHook) for hook in _hooks(cfg)))
-    text = new_style(plan) if lazy else old_style(plan)
-    with atomic_path(out, suffix='.py') as temporary:
-        temporary.write_text(text, encoding='utf-8')
-        _check(temporary, cfg, source)
+        has_random_state=any(is_type(hook, RandomStateHook) for hook in _hooks(cfg)),
+        input_shape=tuple(input_shape) if input_shape else None)
+    try:
+        _write(plan, lazy, cfg)
+    except NotProbed as error:
+        plan.input_shape = crop_size(cfg)
+        if input_shape or plan.input_shape is None:
+            raise ValueError(str(error)) from error
+        _write(plan, lazy, cfg)
     return plan
+
+
+class NotProbed(ValueError):
+    """The backbone does not take the size of the probe."""
+
+
+def _write(plan: Plan, lazy: bool, cfg: Config) -> None:
+    text = new_style(plan) if lazy else old_style(plan)
+    with atomic_path(plan.out, suffix='.py') as temporary:
+        temporary.write_text(text, encoding='utf-8')
+        _check(temporary, cfg, plan.source)
 
 
 def _read(source: str) -> Config:
@@ -184,7 +202,11 @@ def _check(path: Path, cfg: Config, source: str) -> None:
             raise ValueError(f'the model of {source} does not build as it is ({_short(first)})') from first
         raise ValueError(f'the model of {source} does not build with a wrapped backbone ({_short(error)})') from error
     _, backbone = find_backbone(model)
-    if not backbone.candidates():
+    try:
+        candidates = backbone.candidates()
+    except RuntimeError as error:
+        raise NotProbed(f'{source}: {error}') from error
+    if not candidates:
         raise ValueError(f'no op of the backbone of {source} can be expanded: {backbone.why_none()}')
 
 

@@ -14,6 +14,8 @@ def parse_args() -> argparse.Namespace:
                         help='operation space: dyrep, dbb, repvgg, or names of branches; default: dyrep')
     parser.add_argument('--interval', type=int, metavar='T',
                         help='epochs (or iterations, as the training counts) between updates; default: a 24th of all')
+    parser.add_argument('--input-shape', nargs='+', type=int, metavar='N',
+                        help='H W or C H W of the images, for a backbone that takes one size only')
     return parser.parse_args()
 
 
@@ -21,7 +23,7 @@ def main() -> None:
     args = parse_args()
     with fail_readably():
         plan = wrap_config(args.config, args.out, args.space[0] if len(args.space) == 1 else args.space,
-                           args.interval)
+                           args.interval, args.input_shape)
     print(f'written: {plan.out}, which inherits from {plan.source}; an update every {plan.interval} '
           f'{"epochs" if plan.by_epoch else "iterations"}')
 

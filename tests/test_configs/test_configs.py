@@ -128,6 +128,11 @@ def test_recipe_of_section_5_1(name, epochs, interval, decay, batch):
     assert cfg.model.head.num_classes == {'in1k': 1000, 'cifar10': 10, 'cifar100': 100}[name.split('_')[-1]]
 
 
+def test_a_model_takes_the_preprocessor_that_stands_beside_it():
+    cfg = read('dyrep/vgg16_1xb128_cifar10.py')
+    assert build_model(cfg).data_preprocessor.mean.flatten().tolist() == pytest.approx(cfg.data_preprocessor.mean)
+
+
 def test_repvgg_has_no_weight_decay_on_norms_those_of_branches_included():
     cfg = read('dyrep/repvgg-A2_8xb32_in1k.py')
     model = build_model(cfg)

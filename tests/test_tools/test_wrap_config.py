@@ -161,6 +161,21 @@ def test_a_new_style_config_without_hooks_or_out_of_reach(tmp_path):
     check(source, plan.out)
 
 
+def test_a_backbone_that_takes_one_size_only(tmp_path):
+    plan = wrap_config('mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py', tmp_path / 'usual.py')
+    assert plan.input_shape is None
+    # 256 is what its training pipeline crops to
+    plan = wrap_config('mmpretrain::repmlp/repmlp-base_8xb64_in1k-256px.py', tmp_path / 'out.py')
+    assert Config.fromfile(plan.out).model.backbone.input_shape == (256, 256) == plan.input_shape
+    lenet = 'mmpretrain::lenet/lenet5_mnist.py'
+    with pytest.raises(ValueError, match=r'lenet5_mnist.py: .*could not be probed.*input_shape=\(C, H, W\)'):
+        wrap_config(lenet, tmp_path / 'lenet.py')
+    with pytest.raises(ValueError, match='could not be probed'):
+        wrap_config(lenet, tmp_path / 'lenet.py', input_shape=(30, 30))
+    plan = wrap_config(lenet, tmp_path / 'lenet.py', input_shape=(1, 32, 32))
+    assert build_model(Config.fromfile(plan.out)).backbone.input_shape == (1, 32, 32)
+
+
 def config(tmp_path: Path, **changes: Any) -> str:
     """A small config in a file, with changes."""
     cfg = small_config(**changes)
