@@ -1,4 +1,5 @@
 """Configs of the paper's experiments train as a user trains them, on small folders of real images."""
+import json
 import os
 import subprocess
 import sys
@@ -55,6 +56,31 @@ def test_resnet18_trains_through_an_update_resumes_and_is_fused(tmp_path):
         *classification(data, 2))
     plain = build_model(read('plain/resnet18_8xb32-plain_in1k.py'))
     plain.load_state_dict(read_checkpoint(tmp_path / 'plain.pth')['state_dict'])
+
+
+def losses(work_dir: Path) -> List[float]:
+    """Losses of the training, in order."""
+    file, = work_dir.glob('*/vis_data/scalars.json')
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    return [entry['loss'] for entry in entries if 'loss' in entry]
+
+
+@needs_images
+@pytest.mark.slow
+def test_twins_compute_the_same_up_to_the_first_update(tmp_path):
+    data = imagenet_folder(tmp_path / 'imagenet')
+    found = []
+    for config in ('plain/resnet18_8xb32-plain_in1k', 'dyrep/resnet18_8xb32_in1k'):
+        options = [option for option in classification(data, 2, batch=4)
+                   if '.dyrep.' not in option or config.startswith('dyrep/')]
+        run('train.py', f'configs/{config}.py', '--work-dir', tmp_path / config, *options,
+            'default_hooks.logger.interval=1', 'val_cfg=None', 'val_dataloader=None', 'val_evaluator=None')
+        found.append(losses(tmp_path / config))
+    plain, dyrep = found
+    assert len(plain) == len(dyrep) == 8
+    # 4 iterations, then an update, which keeps the function as far as a batch has the statistics of the calibration
+    assert plain[:4] == dyrep[:4] and len(set(plain)) == 8
+    assert plain[4:] != dyrep[4:] and dyrep[4] == pytest.approx(plain[4], rel=1e-3)
 
 
 @needs_images
