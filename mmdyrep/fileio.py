@@ -16,14 +16,15 @@ class NoStateDict(ValueError):
 
 
 @contextmanager
-def atomic_path(path: PathLike) -> Iterator[Path]:
+def atomic_path(path: PathLike, suffix: str = '.tmp') -> Iterator[Path]:
     """Path beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error.
 
-    A process killed at any moment leaves the old file or the new one.
+    A process killed at any moment leaves the old file or the new one. ``suffix`` is the temporary name's, for
+    content that is read before it takes its place.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix=suffix, dir=path.parent)
     temporary = Path(name)
     try:
         os.fchmod(handle, 0o666 & ~_umask())

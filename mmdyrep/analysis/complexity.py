@@ -104,13 +104,13 @@ def _shape(cfg: Config, backbone: nn.Module, wanted: Optional[Sequence[int]]) ->
         raise ValueError(f'the shape to count at is H W or C H W, got {tuple(wanted)}')
     asked = getattr(backbone, 'input_shape', None) if isinstance(backbone, DyRepBackbone) else None
     found = [(wanted, 'as asked for'), (asked, 'the input_shape of the backbone'),
-             (_crop(cfg), 'what the training pipeline crops to'),
+             (crop_size(cfg), 'what the training pipeline crops to'),
              ((224, 224), 'the usual one, as nothing else is known')]
     size, source = next(item for item in found if item[0] is not None)
     return input_shapes(backbone, tuple(size))[0], source
 
 
-def _crop(cfg: Config) -> Optional[Tuple[int, int]]:
+def crop_size(cfg: Config) -> Optional[Tuple[int, int]]:
     """Height and width of a training image, if the pipeline ends in a crop of fixed size."""
     dataset = (cfg.get('train_dataloader') or {}).get('dataset') or {}
     while 'pipeline' not in dataset and isinstance(dataset.get('dataset'), dict):

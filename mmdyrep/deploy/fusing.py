@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from mmdyrep.dynamics.calibration import tensors_in
 from mmdyrep.engine.updating import counting_shape
 from mmdyrep.fileio import PathLike, atomic_path, read_checkpoint, write_checkpoint
 from mmdyrep.models import DyRepBackbone
+from mmdyrep.models.building import build_model
 from mmdyrep.models.finding import find_backbone, is_classifier
 from mmdyrep.models.probing import zeros
 from mmdyrep.version import __version__
@@ -83,7 +84,7 @@ def fuse_checkpoint(config: Config, checkpoint: PathLike, out: PathLike, *, out_
 
     fused = copy.deepcopy(model)
     fused.get_submodule(name).switch_to_deploy()
-    plain = _build(plain_cfg)
+    plain = build_model(plain_cfg)
     _strict(plain, fused.state_dict(), 'the plain network of the config does not take the fused weights')
 
     x, described = _images(plain_cfg, plain, images) if images else _noise(backbone)
@@ -123,16 +124,8 @@ def weights_of(checkpoint: Dict[str, Any], raw: bool, path: PathLike) -> Dict[st
     return state
 
 
-def _build(cfg: Config) -> nn.Module:
-    model_cfg = copy.deepcopy(cfg.model)
-    # as Runner does: one written beside the model serves it, too
-    if 'data_preprocessor' in cfg:
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return MODELS.build(model_cfg)
-
-
 def _load(cfg: Config, state: Dict[str, Tensor], path: PathLike) -> nn.Module:
-    model = _build(cfg)
+    model = build_model(cfg)
     _strict(model, state, f'{path} does not fit the model of {cfg.filename or "the config"}')
     return model
 

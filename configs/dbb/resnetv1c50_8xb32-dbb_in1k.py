@@ -1,0 +1,10 @@
+_base_ = '../plain/resnetv1c50_8xb32-plain_in1k.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='DyRepBackbone',
+        backbone=_base_.model.backbone,
+        space='dbb',
+        static=True,
+        exclude=('stem', )))

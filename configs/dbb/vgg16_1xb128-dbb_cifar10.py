@@ -1,0 +1,10 @@
+_base_ = '../plain/vgg16_1xb128-plain_cifar10.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='DyRepBackbone',
+        backbone=_base_.model.backbone,
+        space='dbb',
+        static=True,
+        input_shape=(32, 32)))

@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/vgg16_cifar.py', '../_base_/datasets/cifar100_bs128.py',
+    '../_base_/schedules/cifar_bs128_coslr-600e.py', '../_base_/runtime.py'
+]
+
+model = dict(head=dict(num_classes=100))
