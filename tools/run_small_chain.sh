@@ -5,7 +5,8 @@
 #   WORK_DIR         where it all goes, default work_dirs/small_chain
 #   FASHION_SCENES   the data sets, default data/fashion-scenes (made if they are not there)
 #   SCENES           options of tools/dataset_converters/fashion_scenes.py to make them with
-#   JOBS             trainings at a time, one thread each; default: the cores, 8 at most
+#   JOBS             trainings at a time, one thread each, default: one a core, 8 at most
+#   PYTHON_OF_CHAIN  an interpreter that has everything; default: that of .venv, which is set up first
 #   PRETRAIN, DETECT, SEGMENT   settings of the configs to override, as "train_cfg.max_epochs=2 key=value"
 set -euo pipefail
 

@@ -8,9 +8,9 @@ model = dict(
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=10, in_channels=128, loss=dict(type='CrossEntropyLoss')))
 
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-4))
-param_scheduler = dict(type='CosineAnnealingLR', T_max=6, by_epoch=True)
-train_cfg = dict(by_epoch=True, max_epochs=6, val_interval=1)
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4))
+param_scheduler = dict(type='CosineAnnealingLR', T_max=8, by_epoch=True)
+train_cfg = dict(by_epoch=True, max_epochs=8, val_interval=2)
 val_cfg = dict()
 test_cfg = dict()
 
