@@ -21,8 +21,8 @@ model = dict(
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4),
                      clip_grad=dict(max_norm=10))
 param_scheduler = [dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
-                   dict(type='CosineAnnealingLR', T_max=4, by_epoch=True, convert_to_iter_based=True)]
-train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=2)
+                   dict(type='CosineAnnealingLR', T_max=5, by_epoch=True, convert_to_iter_based=True)]
+train_cfg = dict(by_epoch=True, max_epochs=5, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
 

@@ -16,11 +16,11 @@ model = dict(
     auxiliary_head=dict(in_channels=64, channels=16, num_classes=11, norm_cfg=norm_cfg))
 
 optim_wrapper = dict(optimizer=dict(lr=0.1))
-param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=1e-4, by_epoch=False, end=900)]
-train_cfg = dict(max_iters=900, val_interval=300)
+param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=1e-4, by_epoch=False, end=1500)]
+train_cfg = dict(max_iters=1500, val_interval=500)
 
 default_hooks = dict(
-    logger=dict(interval=25), checkpoint=dict(interval=150, max_keep_ckpts=2),
+    logger=dict(interval=25), checkpoint=dict(interval=250, max_keep_ckpts=2),
     random_state=dict(type='RandomStateHook'))
 env_cfg = dict(cudnn_benchmark=False)
 randomness = dict(seed=1, deterministic=True)

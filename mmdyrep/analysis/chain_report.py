@@ -93,8 +93,8 @@ def markdown(chain: Dict[str, Any]) -> str:
     for row in chain['rows']:
         values = [f'{row[heading]:.2f}' if heading != 'mAP' else f'{row[heading]:.1f}' for heading in METRICS]
         lines.append(f'| {" | ".join([row["method"], row["stage"], *values])} |')
-    heads = ('run', 'metric', 'as trained', 'fused', 'ops expanded', 'branches removed', 'MACs of the backbone, average',
-             'training (s)')
+    heads = ('run', 'metric', 'as trained', 'fused', 'ops expanded', 'branches removed',
+             'MACs of the backbone, average', 'training (s)')
     lines += ['', f'| {" | ".join(heads)} |', '|---' * len(heads) + '|']
     for name, run in chain['runs'].items():
         fused, macs, seconds = ('' if run[key] is None else text(run[key]) for key, text in (
