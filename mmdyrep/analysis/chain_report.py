@@ -129,7 +129,7 @@ def _panel(axes: Any, heading: str, labels: Sequence[str], values: List[float]) 
         axes.plot([values[0], value], [place, place], color=colour, linewidth=2)
         axes.plot(value, place, 'o', color=colour, markersize=7)
         axes.annotate(f'{value:.1f}', (value, place), xytext=(0, 7), textcoords='offset points', ha='center',
-                      fontsize=8, color=drawing.INK)
+                      fontsize=8, color=drawing.INK, bbox=dict(facecolor='white', linewidth=0, pad=0.5))
     axes.set_yticks(list(places), labels, fontsize=9)
     axes.set(ylim=(len(values) - 0.5, -0.7))
     axes.margins(x=0.15)
