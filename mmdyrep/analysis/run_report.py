@@ -8,6 +8,8 @@ from mmdyrep.engine.report import human
 from mmdyrep.fileio import PathLike, read_checkpoint, read_json
 from mmdyrep.reparam import depth_of
 
+from .run_files import NO_METRICS
+
 
 def tested(folder: PathLike) -> Dict[str, float]:
     """Metrics that the newest test in a work dir came to.
@@ -17,7 +19,8 @@ def tested(folder: PathLike) -> Dict[str, float]:
     """
     for path in sorted(Path(folder).glob('*/*.json'), reverse=True):
         value = json.loads(path.read_text())
-        metrics = {key: number for key, number in value.items() if '/' in key and isinstance(number, (int, float))}
+        metrics = {key: number for key, number in value.items()
+                   if key not in NO_METRICS and isinstance(number, (int, float))}
         if metrics:
             return metrics
     raise ValueError(f'{folder} holds no test; run tools/test.py with --work-dir {folder}')
