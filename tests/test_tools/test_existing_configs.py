@@ -1,6 +1,6 @@
 """Configs of mmdet, mmseg and mmpretrain: wrapped by one line, trained, tested, fused, tested again, nothing else new.
 
-All of them within this process; three by the libraries' own scripts, as a user calls them.
+All of them within this process; two by the libraries' own scripts, as a user calls them.
 """
 import importlib.util
 import json
@@ -150,7 +150,7 @@ def results_of(library, config, checkpoint, folder):
     return metrics, [instances(item['pred_instances']) for item in pickle.loads(out.read_bytes())]
 
 
-@pytest.mark.parametrize('name', ['retinanet', 'rtmdet', 'deeplabv3plus'])
+@pytest.mark.parametrize('name', ['rtmdet', 'deeplabv3plus'])
 def test_by_the_scripts_of_the_library(name, scenes, tmp_path):
     library, cfg = library_of(name), small(name, tmp_path, scenes)
     config, run, plain = tmp_path / 'small.py', tmp_path / 'run', tmp_path / 'plain'
