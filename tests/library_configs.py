@@ -43,7 +43,7 @@ CONFIGS: Dict[str, Dict[str, Any]] = {
         backbone=dict(backbone=dict(widen_factor=.25)))),
     'repvgg': dict(base='mmpretrain::repvgg/repvgg-A0_8xb32_in1k.py', model=dict(
         backbone=dict(backbone=dict(arch=dict(
-            _delete_=True, num_blocks=[1, 1, 1, 1], width_factor=[.25, .25, .25, .25], group_layer_map=None, se_cfg=None))),
+            _delete_=True, num_blocks=[1, 1, 1, 1], width_factor=[.25] * 4, group_layer_map=None, se_cfg=None))),
         head=dict(in_channels=128))),
 }
 

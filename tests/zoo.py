@@ -10,14 +10,10 @@ from torch import nn
 
 from mmdyrep import DyRepBackbone
 
+from .backbones import HRNET
+
 BN: Dict[str, Any] = dict(norm_cfg=dict(type='BN'))
 RESNET = dict(base_channels=8, stem_channels=8)
-HRNET = dict(extra=dict(
-    stage1=dict(num_modules=1, num_branches=1, block='BOTTLENECK', num_blocks=(1,), num_channels=(16,)),
-    stage2=dict(num_modules=1, num_branches=2, block='BASIC', num_blocks=(1, 1), num_channels=(8, 16)),
-    stage3=dict(num_modules=1, num_branches=3, block='BASIC', num_blocks=(1, 1, 1), num_channels=(8, 16, 32)),
-    stage4=dict(num_modules=1, num_branches=4, block='BASIC', num_blocks=(1,) * 4, num_channels=(8, 16, 32, 64))))
-CSP = [[16, 32, 1, True, False], [32, 32, 1, False, True]]
 IN_SEGMENTOR = dict(type='mmseg.ResNetV1c', depth=18, num_stages=4, norm_cfg=dict(type='BN'))
 VIT = dict(arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=16), img_size=64)
 
@@ -92,7 +88,7 @@ ZOO: Dict[str, Entry] = {
     'EfficientNetV2': Entry(dict(type='mmpretrain.EfficientNetV2', arch='b0')),
     'CSPDarkNet': Entry(dict(type='mmpretrain.CSPDarkNet', depth=53)),
     'CSPResNet': Entry(dict(type='mmpretrain.CSPResNet', depth=50)),
-    'HRNet': Entry(dict(type='mmpretrain.HRNet', **HRNET)),
+    'HRNet': Entry(HRNET),
     'InceptionV3': Entry(dict(type='mmpretrain.InceptionV3'), 96),
     'DenseNet': Entry(dict(type='mmpretrain.DenseNet', arch=dict(growth_rate=8, depths=[2, 2], init_channels=8))),
     'LeViT': Entry(dict(type='mmpretrain.LeViT', arch='128s', img_size=64), 64, dict(input_shape=(64, 64))),

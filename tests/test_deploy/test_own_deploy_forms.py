@@ -20,10 +20,9 @@ def scope():
 
 
 def config(name, **changes):
-    entry = ZOO[name]
+    backbone = dict(type='DyRepBackbone', backbone=dict(ZOO[name].cfg, **changes), **ZOO[name].wrapper)
     return Config(dict(default_scope='mmpretrain', model=dict(
-        type='ImageClassifier', backbone=dict(type='DyRepBackbone', backbone=dict(entry.cfg, **changes), **entry.wrapper),
-        neck=dict(type='GlobalAveragePooling'),
+        type='ImageClassifier', backbone=backbone, neck=dict(type='GlobalAveragePooling'),
         head=dict(type='LinearClsHead', num_classes=10, in_channels=NAMES[name]))))
 
 

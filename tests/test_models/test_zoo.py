@@ -17,6 +17,8 @@ from ..zoo import DEPLOY, ZOO, rows
 # those that DyRep can't do anything for, and why
 NONE = {'EfficientNet': 'Conv2dAdaptivePadding is more than a plain convolution',
         'ResNet, GroupNorm': 'no batch norm reads its output alone'}
+# those of millions of parameters
+LARGE = ('Darknet', 'CSPDarkNet', 'SSDVGG', 'VGG', 'CSPResNet', 'InceptionV3', 'BiSeNetV1', 'ICNet', 'PoolFormer')
 
 
 @torch.no_grad()
@@ -25,7 +27,8 @@ def outputs(model, x):
     return tuple(tensors_in(model(x)))
 
 
-@pytest.mark.parametrize('name', [name for name in ZOO if name not in NONE])
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in ZOO if name not in NONE])
 def test_expanded_nested_fused_and_loaded_by_the_plain_backbone(name):
     entry = ZOO[name]
     net = entry.wrapped()
