@@ -1,10 +1,14 @@
-"""Configs of the libraries with their backbone wrapped by one line, made small enough for a test."""
+"""Configs of the libraries with their backbone wrapped by one line, made small enough for a test; their scripts."""
+import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator
 
 from mmengine.config import Config
 
-from .runs import DATA
+from .runs import DATA, ROOT
 from .scenes import CLASSES, SIZE
 
 WRAPPED = '''_base_ = ['{base}']
@@ -129,3 +133,13 @@ def _classifier(cfg: Config) -> None:
     cfg.data_preprocessor = dict(num_classes=10, mean=[72.94] * 3, std=[90.02] * 3, to_rgb=False)
     cfg.model.head.num_classes = 10
     cfg.val_evaluator = cfg.test_evaluator = dict(type='Accuracy', topk=(1, ))
+
+
+def call(library: str, script: str, *arguments: Any) -> str:
+    """Output of a script of a library's tools, as they come with its package; a failure fails the test."""
+    path = Path(importlib.util.find_spec(library).origin).parent / '.mim' / 'tools' / script
+    done = subprocess.run([sys.executable, '-W', 'ignore', str(path), *map(str, arguments)], text=True, cwd=ROOT,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout

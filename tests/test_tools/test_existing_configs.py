@@ -2,13 +2,11 @@
 
 All of them within this process; two by the libraries' own scripts, as a user calls them.
 """
-import importlib.util
 import json
 import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,7 +20,7 @@ from mmdyrep import DyRepBackbone
 from mmdyrep.deploy import fuse_checkpoint
 from mmdyrep.fileio import read_json
 
-from ..library_configs import CONFIGS, library_of, small
+from ..library_configs import CONFIGS, call, library_of, small
 from ..runs import ROOT, needs_images
 from ..scenes import write_scenes
 
@@ -129,16 +127,6 @@ def test_trained_fused_and_the_same_predictions_by_the_apis(name, scenes, tmp_pa
 
 
 # ---------------------------------------------------------------------- the libraries' own scripts
-
-def call(library, script, *arguments):
-    """Run a script of a library as it comes with its package."""
-    path = Path(importlib.util.find_spec(library).origin).parent / '.mim' / 'tools' / script
-    done = subprocess.run([sys.executable, '-W', 'ignore', str(path), *map(str, arguments)], text=True, cwd=ROOT,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
-    assert done.returncode == 0, done.stdout[-3000:]
-    return done.stdout
-
 
 def results_of(library, config, checkpoint, folder):
     """Metrics of the library's test.py, and its predictions."""

@@ -1,11 +1,6 @@
 """The libraries' own publish_model.py and get_flops.py on models with blocks."""
-import importlib.util
-import os
 import re
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,22 +8,12 @@ from mmengine.registry import MODELS, DefaultScope
 
 from mmdyrep import DyRepBackbone
 
-from ..library_configs import library_of, small
-from ..runs import ROOT, needs_images
+from ..library_configs import call, library_of, small
+from ..runs import needs_images
 from ..scenes import write_scenes
 
 pytestmark = pytest.mark.slow
 BACKBONE = dict(type='mmpretrain.ResNet', depth=18, base_channels=8, stem_channels=8)
-
-
-def call(library, script, *arguments):
-    """Output of a script of a library as it comes with its package."""
-    path = Path(importlib.util.find_spec(library).origin).parent / '.mim' / 'tools' / script
-    done = subprocess.run([sys.executable, '-W', 'ignore', str(path), *map(str, arguments)], text=True, cwd=ROOT,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
-    assert done.returncode == 0, done.stdout[-3000:]
-    return done.stdout
 
 
 @pytest.mark.parametrize('library, script', [
