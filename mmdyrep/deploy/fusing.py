@@ -95,7 +95,7 @@ def fuse_checkpoint(config: Config, checkpoint: PathLike, out: PathLike, *, out_
     if not relative <= TOLERANCE:
         raise ValueError(f'the fused network does not agree with {checkpoint}: its {what} differ by {relative:.2e} '
                          f'of the largest value on {described} ({TOLERANCE} is allowed); nothing has been written. '
-                         'Are there NaN or infinite values in the checkpoint?')
+                         f'Are there NaN or infinite values in the checkpoint{_own_form(plain.get_submodule(name))}?')
     difference = max((first - second).abs().max().item() for first, second in zip(before, after))
     report = Report(structure, f'{what} on {described}', difference, relative)
 
@@ -147,6 +147,12 @@ def _shortened(message: str, most: int = 5) -> str:
             keys = ', '.join(names[:most]) + f', ... ({len(names)} in all)'
         lines.append(f'{head}: {keys}')
     return '\n'.join(lines[:2 + most]) if lines else message
+
+
+def _own_form(backbone: nn.Module) -> str:
+    kind = type(backbone).__name__
+    return f', or does the deploy form of {kind} compute something else than {kind}' \
+        if hasattr(backbone, 'switch_to_deploy') else ''
 
 
 def _noise(backbone: DyRepBackbone) -> Tuple[Tensor, str]:

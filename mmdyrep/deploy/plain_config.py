@@ -11,6 +11,8 @@ from mmdyrep.models import DyRepBackbone
 
 # What only training needs: the structure comes with the checkpoint, the files may be elsewhere by now.
 STARTING_POINTS = ('structure', 'static', 'pretrained', 'init_cfg')
+# What backbones with a re-parameterization of their own call their deploy form.
+DEPLOY_FORMS = ('deploy', 'small_kernel_merged')
 # Hooks that have nothing to do any more.
 OURS = (DyRepHook, RandomStateHook)
 
@@ -87,8 +89,8 @@ def plain_config(cfg: Config) -> Config:
     holder, key = _locate(cfg)
     inner = holder[key]['backbone']
     kind = class_of(MODELS, inner, cfg)
-    if hasattr(kind, 'switch_to_deploy') and 'deploy' in inspect.signature(kind.__init__).parameters:
-        inner['deploy'] = True
+    if hasattr(kind, 'switch_to_deploy'):
+        inner.update({name: True for name in DEPLOY_FORMS if name in inspect.signature(kind.__init__).parameters})
     holder[key] = inner
     for name in ('default_hooks', 'custom_hooks'):
         hooks = cfg.get(name)

@@ -34,15 +34,15 @@ def probe_backbone(model: nn.Module, wanted: Optional[Tuple[int, ...]] = None) -
     """Survey a backbone with the first input shape that its forward takes.
 
     Raises:
-        RuntimeError: If it takes none of them, with the last error.
+        RuntimeError: If it takes none of them, with the error of the likeliest.
     """
-    tried, last = [], None
+    tried, first = [], None
     for shape in input_shapes(model, wanted):
         try:
             return survey(model, probe(model, zeros(model, shape)))
         except Exception as error:  # a forward may fail in any way
             tried.append(shape)
-            last = error
+            first = first or error
     raise RuntimeError(f'{type(model).__name__} could not be probed for its convolutions with inputs of shape '
                        f'{tried}; give the shape that it takes as input_shape=(C, H, W). '
-                       f'The last error: {type(last).__name__}: {last}') from last
+                       f'With the first of them: {type(first).__name__}: {first}') from first

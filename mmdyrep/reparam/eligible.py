@@ -38,6 +38,12 @@ def misfit_of_conv(conv: nn.Conv2d) -> str:
     return ''
 
 
+def looks_like_conv(module: nn.Module) -> bool:
+    """Whether it is a 2D convolution of a kind of its own: deformable, transposed."""
+    weight = module._parameters.get('weight')
+    return 'Conv' in type(module).__name__ and weight is not None and weight.dim() == 4
+
+
 def misfit_of_norm(norm: _BatchNorm, conv: nn.Conv2d) -> str:
     """Why a batch norm can't take up the bias of the op in front of it; empty if it can."""
     if norm.running_mean is None:
@@ -64,6 +70,8 @@ def survey(model: nn.Module, flow: Flow) -> Survey:
         weight = module._parameters.get('weight') if isinstance(module, nn.Conv2d) else None
         if weight is not None:
             owners.setdefault(id(weight), []).append(name)
+        elif not isinstance(module, nn.Conv2d) and looks_like_conv(module):
+            found.reasons[name] = f'{type(module).__name__} is no plain convolution'
     for name, use in flow.convs.items():
         conv = model.get_submodule(name)
         reason = misfit_of_conv(conv)

@@ -39,6 +39,9 @@ def test_backbone_is_found_wherever_it_stands_and_however_it_is_named():
 
 def test_deploy_form_of_a_backbone_that_has_one():
     assert of(dict(backbone=dict(type='DyRepBackbone', backbone=REPVGG))).model.backbone == dict(REPVGG, deploy=True)
+    large = dict(type='RepLKNet', arch='31B')
+    assert of(dict(backbone=dict(type='DyRepBackbone', backbone=large))).model.backbone == dict(
+        large, small_kernel_merged=True)
 
 
 def test_other_hooks_and_imports_stay():

@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
-from mmengine.runner import FlexibleRunner
+from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from mmdyrep import DyRepHook
@@ -67,3 +67,12 @@ def test_by_epoch_that_does_not_fit_the_loop(tmp_path: Path, by_epoch: bool) -> 
 def test_settings(setting: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DyRepHook(**setting)
+
+
+@needs_images
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_nothing_is_asked_of_a_test_run_whose_config_tells_of_a_training(tmp_path: Path, by_epoch: bool) -> None:
+    # as the libraries' own test.py makes one
+    cfg = dyrep_config(by_epoch=by_epoch, hook={}, test_cfg=dict())
+    cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
+    assert 0 <= Runner.from_cfg(Config(dict(cfg.to_dict(), work_dir=str(tmp_path)))).test()['accuracy/top1'] <= 100

@@ -7,7 +7,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from mmdyrep.dynamics import METRICS, Moment, Op, eval_output
@@ -99,9 +99,8 @@ class DyRepHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Refuse what can't work, before any weight is touched; take part in what follows."""
-        if not isinstance(getattr(runner, 'optim_wrapper', None), OptimWrapper):
-            if getattr(runner, '_train_loop', None) is None:
-                return  # a test or validation run
+        if not isinstance(getattr(runner, '_train_loop', None), BaseLoop):
+            return  # a test or validation run, whose config may tell of a training that is not built
         check_wrapper(runner)
         self._name, self._backbone = find_backbone(runner.model)
         check_runner(runner, self.by_epoch)
