@@ -41,7 +41,7 @@ class Tally:
         in_json (int): Kills that left a half written history or structure.
         resumes (int): Starts from a checkpoint.
         compared (dict): Runs that ended equal to the straight one, by config.
-        moments (list): Signal and seconds of every kill, for the message of a failure.
+        moments (list): Signal, seconds of training and file that was waited for of every kill.
     """
 
     kills: int = 0
@@ -54,21 +54,29 @@ class Tally:
     moments: List[str] = field(default_factory=list)
 
 
+def wait_for_training(training: Training) -> None:
+    """Wait for the end of all preparations."""
+    while training.poll() is None and 'ops can be expanded' not in training.output:
+        time.sleep(0.002)
+
+
 def end_randomly(training: Training, work_dir: Path, seconds: float, rng: random.Random) -> str:
     """Kill a training within so many seconds, half of the time when it writes a file; tells how, '' if it was over."""
     deadly = signal.SIGTERM if rng.random() < 0.2 else signal.SIGKILL
-    moment, writing, after = rng.uniform(0, seconds), rng.random() < 0.5, rng.uniform(0, 0.003)
+    moment, after = rng.uniform(0, seconds), rng.uniform(0, 0.001)
+    writing = rng.choice(['', '', '', '.*.pth.*.tmp', '.*.pth.*.tmp', 'dyrep/.*.tmp'])
+    wait_for_training(training)
     begin = time.monotonic()
     while time.monotonic() - begin < moment and training.poll() is None:
         time.sleep(min(0.01, max(0., moment - (time.monotonic() - begin))))
     if writing:
-        old = set(half_written(work_dir))
-        while training.poll() is None and set(half_written(work_dir)) <= old:
+        old = set(work_dir.glob(writing))
+        while training.poll() is None and set(work_dir.glob(writing)) <= old:
             time.sleep(0.0002)
         time.sleep(after)
     code = training.kill(deadly)
     if code == -deadly:
-        return f'{deadly.name} after {time.monotonic() - begin:.3f} s{" in a file" if writing else ""}'
+        return f'{deadly.name} after {time.monotonic() - begin:.3f} s {writing}'.strip()
     assert code == 0, f'ended by itself with {code}:\n{training.output[-3000:]}'
     return ''
 
@@ -87,11 +95,11 @@ def check_whole(work_dir: Path) -> None:
         read_json(path)
 
 
-def unequal(straight: Path, resumed: Path) -> List[str]:
+def unequal(straight: Path, resumed: Path, which: str = '*.pth') -> List[str]:
     """Where the checkpoints and files of two runs differ, times left out."""
     found = differences(run_files(straight), run_files(resumed), 'files')
     # a run killed between writing and deleting keeps one more than max_keep_ckpts
-    for path in sorted(straight.glob('*.pth')):
+    for path in sorted(straight.glob(which)):
         left, right = (torch.load(folder / path.name, map_location='cpu') for folder in (straight, resumed))
         for key in SAVED:
             found += differences(*(without_seconds(part.get(key)) if key == 'dyrep' else part.get(key)
@@ -132,13 +140,16 @@ def main(folder: Path, kills: int, seed: int) -> Tally:
         seconds = {}
         for name, cfg in configs().items():
             forker.train(cfg, folder / f'{name}-first')  # files come into memory
+            done = forker.start(cfg, folder / name)
+            wait_for_training(done)
             begin = time.monotonic()
-            done = forker.train(cfg, folder / name)
+            done.wait()
             seconds[name] = time.monotonic() - begin
             assert done.code == 0, done.output[-3000:]
             tally.compared[name] = 0
         session = 0
-        while tally.kills < kills or tally.in_checkpoint + tally.in_json < kills / 5 or not all(tally.compared.values()):
+        while (tally.kills < kills or tally.in_checkpoint + tally.in_json < kills / 5
+               or not all(tally.compared.values())):
             name = list(seconds)[session % len(seconds)]
             work_dir = folder / f'{name}-{session}'
             first = len(tally.moments)

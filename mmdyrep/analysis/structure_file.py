@@ -142,7 +142,7 @@ def _add_history(found: Structure, updates: List[Mapping[str, Any]]) -> None:
             found.removed.setdefault(item['op'], []).extend(name for name in item['branches'] if name not in there)
     if updates:
         last = updates[-1]
-        known = [name for name, _ in last['scores']] + last['unscored']
+        known = [name for name, _ in last.get('scores', [])] + last.get('unscored', [])
         waiting = [name for name in known if name not in found.ops and not depth_of(name)
                    and (not found.order or name in found.order)]
         found.waiting = sorted(waiting, key=found.order.index if found.order else natural)
