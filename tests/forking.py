@@ -81,6 +81,7 @@ class Forker:
         cfg.dump(path)
         self.started += 1
         log = work_dir.parent / f'{work_dir.name}-{self.started}.log'
+        log.touch()
         return Training(self, self.ask(train=[str(path), '--work-dir', str(work_dir), *arguments], log=str(log)), log)
 
     def train(self, cfg: Config, work_dir: Path, *arguments: str) -> Training:
