@@ -111,6 +111,7 @@ def kill_until_done(forker: Forker, cfg: Config, work_dir: Path, straight: Path,
                     tally: Tally, most: int = 8) -> None:
     """Train with kills in between until a training ends by itself, then compare."""
     arguments: List[str] = []
+    saved = False
     for attempt in range(most + 1):
         training = forker.start(cfg, work_dir, *arguments)
         killed = end_randomly(training, work_dir, seconds, rng) if attempt < most else ''
@@ -122,6 +123,7 @@ def kill_until_done(forker: Forker, cfg: Config, work_dir: Path, straight: Path,
         tally.kills += 1
         tally.terminated += 'SIGTERM' in killed
         tally.moments.append(killed)
+        assert any(work_dir.glob('*.pth')) or not saved, 'no checkpoint is left'
         saved = any(work_dir.glob('*.pth'))
         tally.unsaved += not saved
         tally.in_checkpoint += any(work_dir.glob('.*.tmp'))
