@@ -3,13 +3,14 @@
 Usage: python -m tests.random_kills FOLDER [--kills 50] [--seed 0]
 """
 import argparse
+import contextlib
 import json
 import random
 import signal
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Dict, Iterator, List, Set, Tuple
 
 import torch
 from mmengine.config import Config
@@ -64,14 +65,14 @@ def end_randomly(training: Training, work_dir: Path, seconds: float, rng: random
     """Kill a training within so many seconds, half of the time when it writes a file; tells how, '' if it was over."""
     deadly = signal.SIGTERM if rng.random() < 0.2 else signal.SIGKILL
     moment, after = rng.uniform(0, seconds), rng.uniform(0, 0.001)
-    writing = rng.choice(['', '', '', '.*.pth.*.tmp', '.*.pth.*.tmp', 'dyrep/.*.tmp'])
+    writing = rng.choice(['', '', '', '*.pth*', '*.pth*', 'dyrep/*.json*'])
     wait_for_training(training)
     begin = time.monotonic()
     while time.monotonic() - begin < moment and training.poll() is None:
         time.sleep(min(0.01, max(0., moment - (time.monotonic() - begin))))
     if writing:
-        old = set(work_dir.glob(writing))
-        while training.poll() is None and set(work_dir.glob(writing)) <= old:
+        old = states(work_dir, writing)
+        while training.poll() is None and states(work_dir, writing) <= old:
             time.sleep(0.0002)
         time.sleep(after)
     code = training.kill(deadly)
@@ -79,6 +80,15 @@ def end_randomly(training: Training, work_dir: Path, seconds: float, rng: random
         return f'{deadly.name} after {time.monotonic() - begin:.3f} s {writing}'.strip()
     assert code == 0, f'ended by itself with {code}:\n{training.output[-3000:]}'
     return ''
+
+
+def states(work_dir: Path, pattern: str) -> Set[Tuple[str, int, int]]:
+    """Names, times and sizes of files, hidden ones too."""
+    found = set()
+    for path in work_dir.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_mtime_ns, path.stat().st_size))
+    return found
 
 
 def half_written(work_dir: Path) -> Iterator[Path]:
@@ -152,6 +162,7 @@ def main(folder: Path, kills: int, seed: int) -> Tally:
         session = 0
         while (tally.kills < kills or tally.in_checkpoint + tally.in_json < kills / 5
                or not all(tally.compared.values())):
+            assert session < 2 * kills + 6, f'seed {seed}: too few kills came while a file was written, {tally}'
             name = list(seconds)[session % len(seconds)]
             work_dir = folder / f'{name}-{session}'
             first = len(tally.moments)
