@@ -83,7 +83,7 @@ def fail_readably() -> Iterator[None]:
     """Show errors of use as one message; MMDYREP_TRACEBACK=1 shows where they came from."""
     try:
         yield
-    except (ValueError, FileNotFoundError, KeyError, TypeError) as error:
+    except (ValueError, OSError, KeyError, TypeError) as error:
         if os.environ.get('MMDYREP_TRACEBACK'):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error

@@ -1,4 +1,6 @@
 """Files that are whole or not there, and checkpoints read with care."""
+import errno
+import io
 import json
 import os
 import tempfile
@@ -8,11 +10,21 @@ from typing import Any, Dict, Iterator, Mapping, Union
 
 import torch
 
+from .harmless import UnsafeContent, load_harmless
+
 PathLike = Union[str, os.PathLike]
+
+
+# the disk, the user's share of it, or the size that a file may have
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class NoStateDict(ValueError):
     """A file that can be read, but holds no state dict."""
+
+
+class UnsafeCheckpoint(ValueError):
+    """A file that could run code when it is read, so it is not."""
 
 
 @contextmanager
@@ -21,8 +33,24 @@ def atomic_path(path: PathLike, suffix: str = '.tmp') -> Iterator[Path]:
 
     A process killed at any moment leaves the old file or the new one. ``suffix`` is the temporary name's, for
     content that is read before it takes its place.
+
+    Raises:
+        OSError: If there is no room, with the path and what to do; the old file stays.
     """
     path = Path(path)
+    try:
+        with _atomic_path(path, suffix) as temporary:
+            yield temporary
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        limit = ' or raise the limit (ulimit -f)' if error.errno == errno.EFBIG else ''
+        raise OSError(error.errno, f'{os.strerror(error.errno)}; nothing was written, an older file is as it was. Make '
+                                   f'room{limit} and start again, a training with --resume', str(path)) from error
+
+
+@contextmanager
+def _atomic_path(path: Path, suffix: str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix=suffix, dir=path.parent)
     temporary = Path(name)
@@ -59,27 +87,38 @@ def read_json(path: PathLike) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is not a JSON file: {error}') from error
 
 
 def write_checkpoint(path: PathLike, checkpoint: Dict[str, Any]) -> None:
     """Write a checkpoint with torch.save, whole or not at all."""
+    # torch's own writer does not tell why it failed
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
     with atomic_path(path) as temporary:
-        torch.save(checkpoint, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def read_checkpoint(path: PathLike) -> Dict[str, Any]:
     """Read a checkpoint to the CPU, as a dict with ``state_dict``; a bare state dict gets one around it.
 
+    Nothing in the file is run: it may hold tensors, plain Python and mmengine's few types.
+
     Raises:
-        ValueError: If the file is broken or no checkpoint (then a :class:`NoStateDict`), with its path.
+        ValueError: If the file is broken, holds anything else (an :class:`UnsafeCheckpoint`) or is no checkpoint
+            (a :class:`NoStateDict`), with its path.
         FileNotFoundError: If there is none.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at {path}')
     try:
-        checkpoint = _load(path)
+        checkpoint = load_harmless(path)
+    except UnsafeContent as error:
+        raise UnsafeCheckpoint(
+            f'{path} holds {error}, which could run code when it is read, so it is not read. If you trust the file, '
+            'write what is needed of it anew: '
+            "torch.save({'state_dict': torch.load(PATH, weights_only=False)['state_dict']}, OTHER)") from error
     except Exception as error:
         raise ValueError(f'{path} can not be read as a checkpoint ({type(error).__name__}: {error}). '
                          'Was it written completely?') from error
@@ -93,20 +132,3 @@ def read_checkpoint(path: PathLike) -> Dict[str, Any]:
     if not entries or wrong:
         raise NoStateDict(f'{path} holds no state dict' + (f': {wrong[0]!r} is no tensor' if wrong else ''))
     return checkpoint
-
-
-def _load(path: PathLike) -> Any:
-    safe_globals = getattr(torch.serialization, 'safe_globals', None)
-    if safe_globals is None:
-        # this version of torch can't be told which of mmengine's types are harmless
-        return torch.load(path, map_location='cpu')
-    with safe_globals(_harmless()):
-        return torch.load(path, map_location='cpu', weights_only=True)
-
-
-def _harmless() -> list:
-    import numpy as np
-    from mmengine.logging import HistoryBuffer
-    core = getattr(np, '_core', None) or np.core
-    kinds = [type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'bool')]
-    return [HistoryBuffer, np.ndarray, np.dtype, core.multiarray._reconstruct, core.multiarray.scalar, *kinds]

@@ -27,12 +27,23 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch(script: str, *arguments: Any, env: Dict[str, str] = {}) -> subprocess.CompletedProcess:
-    """Run a launcher script of tools/; standard output and error come together."""
+def start(script: str, *arguments: Any, env: Dict[str, str] = {}) -> subprocess.Popen:
+    """Start a launcher script of tools/; standard output and error come together."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
-    return subprocess.run(['bash', str(ROOT / 'tools' / script), *map(str, arguments)], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240,
-                          env={**os.environ, 'PATH': path, 'OMP_NUM_THREADS': '1', 'PORT': str(free_port()), **env})
+    return subprocess.Popen(['bash', str(ROOT / 'tools' / script), *map(str, arguments)], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            env={**os.environ, 'PATH': path, 'OMP_NUM_THREADS': '1', 'PORT': str(free_port()), **env})
+
+
+def launch(script: str, *arguments: Any, env: Dict[str, str] = {}) -> subprocess.CompletedProcess:
+    """Run a launcher script of tools/ to its end."""
+    process = start(script, *arguments, env=env)
+    try:
+        output = process.communicate(timeout=240)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
 def dist_train(cfg: Config, work_dir: Path, *arguments: str, ranks: int = 2) -> subprocess.CompletedProcess:

@@ -1,7 +1,9 @@
 """Files are whole or not there, whatever happens to the process that writes them."""
+import errno
 import json
 import os
 import pickle
+import resource
 import signal
 import stat
 import subprocess
@@ -12,7 +14,15 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from mmdyrep.fileio import NoStateDict, atomic_path, read_checkpoint, read_json, write_checkpoint, write_json
+from mmdyrep.fileio import (
+    NoStateDict,
+    UnsafeCheckpoint,
+    atomic_path,
+    read_checkpoint,
+    read_json,
+    write_checkpoint,
+    write_json,
+)
 
 STATE = {'conv.weight': torch.arange(6.).view(2, 3), 'conv.bias': torch.zeros(2)}
 
@@ -33,6 +43,28 @@ def test_killed_at_any_moment_the_old_file_or_the_new_one_is_there(tmp_path, kin
     name, = [path.name for path in tmp_path.iterdir() if not path.name.startswith('.')]
     left = [path.name for path in tmp_path.iterdir() if path.name != name]
     assert left and all(stray.startswith(f'.{name}.') and stray.endswith('.tmp') for stray in left)
+
+
+@pytest.mark.parametrize('kind', ['json', 'checkpoint'])
+@pytest.mark.parametrize('old', [None, 1])
+def test_without_room_the_old_file_stays_and_the_message_says_what_to_do(tmp_path, kind, old):
+    path = tmp_path / 'file'
+    write = write_json if kind == 'json' else (
+        lambda path, value: write_checkpoint(path, {'state_dict': {'w': torch.full((1000,), value)}}))
+    if old:
+        write(path, old)
+    before = path.read_bytes() if old else None
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, most))
+    try:
+        with pytest.raises(OSError) as caught:
+            write(path, ['long'] * 1000 if kind == 'json' else 2.)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert caught.value.errno == errno.EFBIG and caught.value.filename == str(path)
+    assert 'older file is as it was. Make room or raise the limit (ulimit -f)' in str(caught.value)
+    assert [item.name for item in tmp_path.iterdir()] == (['file'] if old else [])
+    assert old is None or path.read_bytes() == before
 
 
 @pytest.mark.parametrize('old', [None, 'old'])
@@ -92,7 +124,8 @@ def test_json_of_any_language_comes_back_as_it_was(tmp_path):
     assert list(read_json(tmp_path / 'a.json')) == list(value)
 
 
-@pytest.mark.parametrize('content', [b'', b'{"a": 1', b'\x80\x02}', b'\xff\xfe'])
+@pytest.mark.parametrize('content', [b'', b'{"a": 1', b'\x80\x02}', b'\xff\xfe', b'[' * 100_000],
+                         ids=['empty', 'half', 'pickle', 'bytes', 'deep'])
 def test_files_that_are_no_json_are_named(tmp_path, content):
     (tmp_path / 'broken.json').write_bytes(content)
     with pytest.raises(ValueError, match='broken.json is not a JSON file'):
@@ -150,6 +183,62 @@ def test_files_that_hold_something_else(tmp_path, value, message):
     torch.save(value, tmp_path / 'other.pth')
     with pytest.raises(NoStateDict, match=rf'other\.pth {message}'):
         read_checkpoint(tmp_path / 'other.pth')
+
+
+class Bomb:
+    """Makes a folder if it is unpickled."""
+
+    def __init__(self, path, function=os.mkdir):
+        self.path, self.function = path, function
+
+    def __reduce__(self):
+        return self.function, (str(self.path), )
+
+
+class Reached(Bomb):
+    """The beginning of a way around, by getattr, which log buffers need."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__init__')
+
+
+class Elsewhere(Bomb):
+    """The same from another class."""
+
+    def __reduce__(self):
+        return getattr, (torch.Size, 'count')
+
+
+@pytest.mark.parametrize('old_format', [False, True])
+@pytest.mark.parametrize('bomb, named', [(Bomb, 'posix.mkdir'), (Reached, 'getattr'), (Elsewhere, 'getattr')])
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, old_format, bomb, named):
+    target = tmp_path / 'target'
+    torch.save({'state_dict': STATE, 'meta': {'epoch': bomb(target)}}, tmp_path / 'evil.pth',
+               _use_new_zipfile_serialization=not old_format)
+    with pytest.raises(UnsafeCheckpoint, match=rf'evil\.pth holds ({named}).*could run code.*not read.*If you trust'):
+        read_checkpoint(tmp_path / 'evil.pth')
+    assert not target.exists()
+    # as it would have been
+    if bomb is Bomb:
+        pickle.loads(pickle.dumps(bomb(target)))
+        assert target.exists()
+
+
+@pytest.mark.parametrize('protocol', [0, 2, 4])
+def test_a_pickle_is_no_json_and_is_not_run(tmp_path, protocol):
+    (tmp_path / 'structure.json').write_bytes(pickle.dumps(Bomb(tmp_path / 'target'), protocol))
+    with pytest.raises(ValueError, match=r'structure\.json is not a JSON file'):
+        read_json(tmp_path / 'structure.json')
+    with pytest.raises(ValueError, match=r'structure\.json can not be read|structure\.json holds posix'):
+        read_checkpoint(tmp_path / 'structure.json')
+    assert not (tmp_path / 'target').exists()
+
+
+def test_importing_the_hooks_lets_any_torch_load_the_checkpoints_of_mmengine(tmp_path):
+    import mmdyrep  # noqa: F401
+    torch.save({'buffer': HistoryBuffer([1., 2.], [1, 1])}, tmp_path / 'a.pth')
+    # what mmengine does: since torch 2.6 with weights_only=True
+    assert torch.load(tmp_path / 'a.pth', map_location='cpu')['buffer'].mean() == 1.5
 
 
 def test_missing_checkpoint(tmp_path):

@@ -7,10 +7,11 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from mmengine.config import Config
 
-from mmdyrep.engine.history import VERSION
-from mmdyrep.fileio import PathLike, read_json
+from mmdyrep.engine.history import read_history
+from mmdyrep.fileio import PathLike
 
 from .complexity import complexity
+from .structure_file import read_ops
 
 # which of several validation metrics is drawn, if the user does not say
 USUAL = ('accuracy/top1', 'coco/bbox_mAP', 'mIoU')
@@ -113,14 +114,10 @@ def _dyrep_files(folder: Path) -> Tuple[Optional[Dict[str, Any]], Dict[str, List
     path = folder / 'history.json'
     if not path.is_file():
         return None, {}
-    history = read_json(path)
-    if not isinstance(history, dict) or not isinstance(history.get('updates'), list):
-        raise ValueError(f'{path} is no history of a run')
-    if history.get('version', VERSION) > VERSION:
-        raise ValueError(f'{path} has version {history["version"]}, this mmdyrep reads up to {VERSION}')
+    history = read_history(path)
     numbered = {int(match[1]): file for file in folder.glob('structure_*.json')
                 if (match := re.fullmatch(r'structure_(\d+)\.json', file.name))}
-    return history, read_json(numbered[max(numbered)])['ops'] if numbered else {}
+    return history, read_ops(numbered[max(numbered)]) if numbered else {}
 
 
 def read_runs(folders: Sequence[PathLike]) -> List[Run]:

@@ -3,9 +3,9 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-from mmdyrep.engine.history import History
+from mmdyrep.engine.history import History, read_history
 from mmdyrep.engine.report import human
-from mmdyrep.fileio import PathLike, read_checkpoint, read_json
+from mmdyrep.fileio import PathLike, read_checkpoint
 from mmdyrep.reparam import depth_of
 
 from .run_files import NO_METRICS
@@ -38,7 +38,10 @@ def report(folder: PathLike, augmented: PathLike, plain: PathLike, fused: PathLi
     Raises:
         ValueError: If a file is missing or broken, with its path.
     """
-    history = History(read_json(Path(folder) / 'dyrep' / 'history.json'))
+    path = Path(folder) / 'dyrep' / 'history.json'
+    history = History(read_history(path))
+    if history.start is None:
+        raise ValueError(f'{path} tells no cost of the start: nothing was trained')
     meta = read_checkpoint(fused)['meta']['mmdyrep']
     before, after = tested(augmented), tested(plain)
     lines = [(name, f'{value:.2f} augmented, {after[name]:.2f} fused to the plain network')

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from torch import Tensor
 
 from mmdyrep.dynamics.policy import relative_gammas
+from mmdyrep.engine.history import check_history, read_history
 from mmdyrep.fileio import PathLike, read_checkpoint, read_json
 from mmdyrep.reparam import BRANCHES, depth_of, ops_in_keys
 from mmdyrep.reparam.structure import VERSION, parent_of, root_of
@@ -54,11 +55,12 @@ def read_structure(path: PathLike) -> Structure:
     """
     path = Path(path)
     if path.suffix == '.json':
-        found, history = _from_json(path), _beside(path)
+        found, history = Structure(path.name, read_ops(path)), _beside(path)
     else:
         checkpoint = read_checkpoint(path)
         found = _from_state(path, checkpoint['state_dict'])
-        history = (checkpoint.get('dyrep') or {}).get('history') or {}
+        saved = checkpoint.get('dyrep')
+        history = check_history(saved.get('history', {}) if isinstance(saved, dict) else {}, f'the history in {path}')
     if not found.ops:
         raise ValueError(f'{path} has no blocks: the network in it is plain, no op is expanded')
     _add_history(found, history.get('updates') or [])
@@ -70,7 +72,12 @@ def read_structure(path: PathLike) -> Structure:
     return found
 
 
-def _from_json(path: Path) -> Structure:
+def read_ops(path: PathLike) -> Ops:
+    """Branches of each op out of the JSON file of a structure.
+
+    Raises:
+        ValueError: If it is none, or of a newer version; with its path.
+    """
     value = read_json(path)
     if isinstance(value, Mapping) and 'updates' in value:
         raise ValueError(f'{path} is the history of a run; plot_history.py shows it, this takes a structure')
@@ -86,7 +93,7 @@ def _from_json(path: Path) -> Structure:
         parent, _, branch = (parent_of(op) or '').rpartition('.branches.')
         if parent and branch not in ops.get(parent, ()):
             raise ValueError(f'{path}: {op} lies in a branch that the structure does not have')
-    return Structure(path.name, {op: [name for name in BRANCHES if name in branches] for op, branches in ops.items()})
+    return {op: [name for name in BRANCHES if name in branches] for op, branches in ops.items()}
 
 
 def _from_state(path: Path, state: Mapping[str, Tensor]) -> Structure:
@@ -123,7 +130,7 @@ def _beside(path: Path) -> Mapping[str, Any]:
     number = re.fullmatch(r'structure_(\d+)', path.stem)
     if not number or not history.is_file():
         return {}
-    value = read_json(history)
+    value = read_history(history)
     unit = 'epoch' if value.get('settings', {}).get('by_epoch', True) else 'iter'
     return {'updates': [entry for entry in value.get('updates', []) if entry[unit] <= int(number[1])]}
 
@@ -135,7 +142,7 @@ def _add_history(found: Structure, updates: List[Mapping[str, Any]]) -> None:
             found.removed.setdefault(item['op'], []).extend(name for name in item['branches'] if name not in there)
     if updates:
         last = updates[-1]
-        known = [name for name, _ in last['scores']] + last['unscored']
+        known = [name for name, _ in last.get('scores', [])] + last.get('unscored', [])
         waiting = [name for name in known if name not in found.ops and not depth_of(name)
                    and (not found.order or name in found.order)]
         found.waiting = sorted(waiting, key=found.order.index if found.order else natural)

@@ -10,7 +10,7 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from mmdyrep.fileio import atomic_path, read_checkpoint
+from mmdyrep.fileio import UnsafeCheckpoint, atomic_path, read_checkpoint
 
 # what Runner.resume reads, and what a run that goes on as before needs as well
 NEEDED = ('meta', 'message_hub')
@@ -104,6 +104,8 @@ def _others(folders: List[Path], named: Optional[str]) -> List[Path]:
 def _problem(path: Path, keys: Tuple[str, ...]) -> Optional[str]:
     try:
         checkpoint = read_checkpoint(path)
+    except UnsafeCheckpoint:
+        return None  # types of the user's own: whether they are read is up to mmengine
     except (ValueError, FileNotFoundError) as error:
         return str(error)
     missing = [key for key in keys if key not in checkpoint]

@@ -17,6 +17,7 @@ from mmdyrep.reparam.surgery import geometry_of
 
 from .distributed import true_on_all
 from .ema import Averaged
+from .memory import ran_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _naming(doing: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        advice = '; set max_macs_ratio or a smaller batch' if 'out of memory' in str(error) else ''
+        advice = '; set max_macs_ratio or a smaller batch' if ran_out_of_memory(error) else ''
         raise RuntimeError(f'DyRep: {doing} failed, the training is as it was before: {error}{advice}') from error
 
 

@@ -14,7 +14,7 @@ def run(tmp_path):
         return {'macs': {'backbone': number, 'model': number + 1},
                 'parameters': {'backbone': number, 'model': number + 2}}
 
-    update = {'iter': 10, 'grown': [{'op': 'a'}], 'cut': []}
+    update = {'epoch': 1, 'iter': 10, 'grown': [{'op': 'a', 'branches': ['1x1']}], 'cut': []}
     write_json(tmp_path / 'dyrep' / 'history.json', {
         'version': 1, 'start': {'iter': 0, **cost(1000)}, 'iterations': 40,
         'updates': [{**update, **cost(3000)}, {**update, 'iter': 20, 'cut': [{'op': 'a', 'branches': ['1x1', 'kx1']}],

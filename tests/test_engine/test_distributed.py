@@ -1,4 +1,5 @@
 """DyRep in two real processes: the ranks hold the same network, and a resumed run ends with the same bytes."""
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from mmdyrep.fileio import read_json
-from tests.processes import dist_train, ranks_config, read_ranks
+from tests.processes import dist_train, ranks_config, read_ranks, start
 from tests.resuming import SAVED, run_files, without_seconds
 from tests.runs import differences, needs_images
 
@@ -64,6 +65,23 @@ def test_files_and_log_are_written_once(straight: Path) -> None:
     assert set(run_files(straight / 'run')) == {'history.json', 'structure_1.json', 'structure_2.json'}
     assert [len(update['grown']) for update in read_json(straight / 'run' / 'dyrep' / 'history.json')['updates']] == [
         1, 1]
+
+
+def test_a_terminated_launcher_ends_its_processes_and_the_run_resumes(straight: Path, tmp_path: Path) -> None:
+    cfg = ranks_config(tmp_path / 'ranks', comm_hook=True, ema=dict(momentum=0.1), model_wrapper_cfg=WRAPPER)
+    cfg.dump(tmp_path / 'run.py')
+    launcher = start('dist_train.sh', tmp_path / 'run.py', 2, '--work-dir', tmp_path / 'run')
+    while launcher.poll() is None and not (tmp_path / 'run' / 'epoch_1.pth').exists():
+        time.sleep(0.02)
+    launcher.send_signal(signal.SIGTERM)
+    # the pipe is open until the last of its processes has ended
+    output = launcher.communicate(timeout=120)[0]
+    assert launcher.returncode != 0 and 'SIGTERM' in output, output[-3000:]
+    assert not (tmp_path / 'run' / 'epoch_2.pth').exists()
+    done = dist_train(cfg, tmp_path / 'run', '--resume')
+    assert done.returncode == 0 and 'resumed epoch: 1' in done.stdout, done.stdout[-3000:]
+    assert saved_differences(straight / 'run' / 'epoch_2.pth', tmp_path / 'run' / 'epoch_2.pth') == []
+    assert differences(run_files(straight / 'run'), run_files(tmp_path / 'run')) == []
 
 
 def test_an_epoch_run_resumed_ends_with_the_same_bytes(straight: Path, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_goes_on_from_its_state() -> None:
 
     first = History()
     first.begin(0, cost(10), dict(metric='snip'))
-    first.add(dict(iter=6, **cost(20)))
+    first.add(dict(epoch=1, iter=6, grown=[], cut=[], **cost(20)))
     second = History(first.state())
     second.begin(6, cost(99), dict(metric='snip'))  # the start of the run stays
     second.iterations = 8

@@ -147,3 +147,27 @@ def test_nan_scores_of_one_iteration_grow_nothing_and_disturb_nothing(tmp_path: 
     first, second = dyrep_hook(runner).history.updates
     assert not first['grown'] and first['unscored'] and first['drift'] == 0
     assert second['grown'] and not second['unscored']
+
+
+@needs_images
+def test_a_nan_loss_in_an_interval_leaves_the_training_as_without_the_update(tmp_path: Path) -> None:
+    class SpoilLoss(Call):
+        """The loss of one iteration is NaN: the second of the second epoch."""
+
+        def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+            model = runner.model
+            vars(model).pop('loss', None)
+            if runner.iter == 4:
+                loss = model.loss
+                model.loss = lambda *args, **options: {
+                    name: value * float('nan') for name, value in loss(*args, **options).items()}
+
+    ends = {}
+    for name, end in (('going', None), ('ended', 1)):
+        runner = runner_of(short(metric='snip', ema=None, end=end), tmp_path / name, SpoilLoss())
+        runner.train()
+        ends[name] = dict(weights={**runner.model.state_dict()}, optimizer=runner.optim_wrapper.state_dict())
+        updates = dyrep_hook(runner).history.updates
+        assert len(updates) == (3 if end is None else 1) and updates[0]['grown']
+        assert all(not update['grown'] and not update['cut'] and update['unscored'] for update in updates[1:])
+    assert differences(ends['going'], ends['ended']) == []

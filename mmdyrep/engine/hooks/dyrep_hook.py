@@ -29,7 +29,8 @@ from ..distributed import (
 )
 from ..ema import averaged_copies
 from ..gradients import before_each_step
-from ..history import History, write_files
+from ..history import History, check_saved, write_files
+from ..memory import explain_out_of_memory
 from ..optimizer import rebuild_groups, refresh_schedulers, scheduler_list
 from ..random_state import watch_fetches
 from ..restoring import all_or_nothing
@@ -118,6 +119,9 @@ class DyRepHook(Hook):
         name, backbone = find_backbone(runner.model)
         prefix = f'{name}.' if name else ''
         training = isinstance(getattr(runner, 'optim_wrapper', None), OptimWrapper)
+        saved = checkpoint.get('dyrep') if training and getattr(runner, '_resume', False) else None
+        if saved is not None:
+            check_saved(saved)
         before = backbone.structure
         backbone.match_structure(checkpoint.get('state_dict', checkpoint), prefix)
         for copy in averaged_copies(runner):
@@ -127,7 +131,6 @@ class DyRepHook(Hook):
             wrap_anew(runner)
         if training and getattr(runner, '_resume', False):
             check_space(backbone)
-            saved = checkpoint.get('dyrep')
             if saved is not None:
                 self.history = History(saved['history'])
                 self.saliency.load_state_dict(saved['saliency'])
@@ -141,6 +144,7 @@ class DyRepHook(Hook):
         for copy in averaged_copies(runner):
             copy.match(self._backbone)  # initial weights may have brought a structure
         before_each_step(runner.optim_wrapper.optimizer, self._observe)
+        explain_out_of_memory(runner, lambda: self.history)
         for line in report.opening(self._backbone, self.metric):
             runner.logger.info(line)
         if not self.by_epoch:
