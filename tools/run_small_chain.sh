@@ -91,7 +91,8 @@ if [ -z "${PYTHON_OF_CHAIN:-}" ]; then
     bash tools/setup_env.sh
     bash tools/get_fashion_mnist.sh
 fi
-CORES="$(nproc 2>/dev/null || echo 2)"
+# nproc takes OMP_NUM_THREADS for the number of cores
+CORES="$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)"
 JOBS="${JOBS:-$((CORES < 8 ? CORES : 8))}"
 all() { printf '%s\n' "$@" | xargs -P "$JOBS" -I{} bash "$ROOT/tools/run_small_chain.sh" --one {}; }
 
