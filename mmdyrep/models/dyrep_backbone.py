@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyrep import reparam
 from mmdyrep.fileio import read_json
-from mmdyrep.reparam import Block, StructureError, structure as structures, surgery
+from mmdyrep.reparam import Block, StructureError, eligible, structure as structures, surgery
 
 from . import loading
 from .guard import watch
@@ -127,12 +127,7 @@ class DyRepBackbone(Extension):
 
     def why_none(self) -> str:
         """The reasons of :meth:`skipped` in short, most frequent first."""
-        reasons: Dict[str, List[str]] = {}
-        for name, reason in self.skipped().items():
-            reasons.setdefault(reason, []).append(name)
-        counted = sorted(reasons.items(), key=lambda item: -len(item[1]))
-        parts = [f'{len(names)} x {reason} ({names[0]}{", ..." if names[1:] else ""})' for reason, names in counted[:5]]
-        return '; '.join(parts) or 'it has no 2D convolution'
+        return eligible.in_short(self.skipped()) or 'it has no 2D convolution'
 
     def norm_behind(self, name: str) -> Optional[_BatchNorm]:
         """Batch norm that reads the output of an op, nested or not; None where the op has a bias instead."""
@@ -186,11 +181,7 @@ class DyRepBackbone(Extension):
         if branches is None:
             branches = reparam.fitting(self._dyrep.space, geometry)
         branches = [branches] if isinstance(branches, str) else list(branches)
-        for branch in branches:
-            reason = reparam.BRANCHES[branch].misfit(geometry) if branch in reparam.BRANCHES else \
-                f'is unknown; there are {list(reparam.BRANCHES)}'
-            if reason:
-                raise ValueError(f'{name}: branch {branch!r} {reason}')
+        eligible.check_branches(branches, geometry, name)
         if structures.depth_of(name) >= self._dyrep.max_depth:
             raise ValueError(f'{name} lies in {structures.depth_of(name)} blocks already '
                              f'(max_depth={self._dyrep.max_depth})')
@@ -326,6 +317,3 @@ class DyRepBackbone(Extension):
             # the last argument collects the loader's errors
             args[-1].extend(loading.take_plain_weights(self, state_dict, prefix, self.survey.ops))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-__all__ = ['DyRepBackbone', 'StructureError']

@@ -1,5 +1,5 @@
 """Which convolutions can be expanded, and why the others can't."""
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -102,3 +102,24 @@ def survey(model: nn.Module, flow: Flow) -> Survey:
 def fitting(names: List[str], geometry: Geometry) -> List[str]:
     """Those of the branches, the original left out, that can stand beside such a convolution."""
     return [name for name in names if name != 'kxk' and not BRANCHES[name].misfit(geometry)]
+
+
+def check_branches(names: Sequence[str], geometry: Geometry, where: str) -> None:
+    """Refuse branches that are unknown or can't stand beside such a convolution.
+
+    Raises:
+        ValueError: With ``where``, the branch and the reason.
+    """
+    for name in names:
+        reason = BRANCHES[name].misfit(geometry) if name in BRANCHES else f'is unknown; there are {list(BRANCHES)}'
+        if reason:
+            raise ValueError(f'{where}: branch {name!r} {reason}')
+
+
+def in_short(reasons: Mapping[str, str]) -> str:
+    """Reasons by convolution counted, the five most frequent first."""
+    names: Dict[str, List[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    counted = sorted(names.items(), key=lambda item: -len(item[1]))
+    return '; '.join(f'{len(same)} x {reason} ({same[0]}{", ..." if same[1:] else ""})' for reason, same in counted[:5])
