@@ -159,19 +159,19 @@ def main(folder: Path, kills: int, seed: int) -> Tally:
             seconds[name] = time.monotonic() - begin
             assert done.code == 0, done.output[-3000:]
             tally.compared[name] = 0
-        session = 0
+        attempt = 0
         while (tally.kills < kills or tally.in_checkpoint + tally.in_json < kills / 5
                or not all(tally.compared.values())):
-            assert session < 2 * kills + 6, f'seed {seed}: too few kills came while a file was written, {tally}'
-            name = list(seconds)[session % len(seconds)]
-            work_dir = folder / f'{name}-{session}'
+            assert attempt < 2 * kills + 6, f'seed {seed}: too few kills came while a file was written, {tally}'
+            name = list(seconds)[attempt % len(seconds)]
+            work_dir = folder / f'{name}-{attempt}'
             first = len(tally.moments)
             try:
                 kill_until_done(forker, configs()[name], work_dir, folder / name, seconds[name], rng, tally)
             except Exception as error:
                 raise AssertionError(f'seed {seed}, {work_dir}, killed by {tally.moments[first:]}: {error}') from error
             tally.compared[name] += 1
-            session += 1
+            attempt += 1
     return tally
 
 
