@@ -128,11 +128,12 @@ def _panel(axes: Any, heading: str, labels: Sequence[str], values: List[float]) 
         colour = drawing.FAINT if place == 0 else drawing.PALETTE[0]
         axes.plot([values[0], value], [place, place], color=colour, linewidth=2)
         axes.plot(value, place, 'o', color=colour, markersize=7)
-        axes.annotate(f'{value:.1f}', (value, place), xytext=(0, 7), textcoords='offset points', ha='center',
+        axes.annotate(f'{value:.2f}', (value, place), xytext=(0, 7), textcoords='offset points', ha='center',
                       fontsize=8, color=drawing.INK, bbox=dict(facecolor='white', linewidth=0, pad=0.5))
     axes.set_yticks(list(places), labels, fontsize=9)
-    axes.set(ylim=(len(values) - 0.5, -0.7))
-    axes.margins(x=0.15)
+    # no less than a point wide: smaller differences shall look small
+    middle, half = (min(values) + max(values)) / 2, max(0.65 * (max(values) - min(values)), 0.5)
+    axes.set(ylim=(len(values) - 0.5, -0.7), xlim=(middle - half, middle + half))
     axes.set_title(f'{heading} (%)', fontsize=10, loc='left', color=drawing.INK)
     axes.grid(axis='x', color=drawing.GRID, linewidth=0.6)
     axes.tick_params(length=0, labelsize=8)
