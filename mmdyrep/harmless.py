@@ -1,12 +1,13 @@
 """Checkpoints read without running what somebody may have put into them."""
 import pickle
 import re
+from collections import Counter, defaultdict, deque
 from typing import Any, Dict
 
 import torch
 
 _TAKES_NAMES = torch.__version__ >= (2, 6)
-_NUMBERS = ('float32', 'float64', 'int32', 'int64', 'bool')
+_NUMBERS = ('bool', 'uint8', 'int8', 'int16', 'int32', 'int64', 'float16', 'float32', 'float64')
 
 
 class UnsafeContent(ValueError):
@@ -19,8 +20,11 @@ def harmless_types() -> Dict[str, Any]:
 
     import numpy as np
     from mmengine.logging import HistoryBuffer
+    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
     found = {f'{kind.__module__}.{kind.__qualname__}': kind for kind in (
-        HistoryBuffer, np.ndarray, np.dtype, *(type(np.dtype(name)) for name in _NUMBERS))}
+        HistoryBuffer, OneCycleParamScheduler, np.ndarray, np.dtype, *(type(np.dtype(name)) for name in _NUMBERS),
+        Counter, defaultdict, deque)}
+    found['builtins.set'] = found['__builtin__.set'] = set
     found['_codecs.encode'] = codecs.encode
     found['builtins.getattr'] = found['__builtin__.getattr'] = _method
     # how numpy writes arrays and numbers; it has renamed its core in version 2
@@ -31,11 +35,13 @@ def harmless_types() -> Dict[str, Any]:
 
 
 def _method(owner: Any, name: str) -> Any:
-    """``getattr`` for the statistics that a log buffer keeps, and for nothing else."""
+    """``getattr`` for the statistics of a log buffer and the curves of a OneCycle schedule, and for nothing else."""
     from mmengine.logging import HistoryBuffer
-    if owner is not HistoryBuffer or name.startswith('_'):
+    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+    if not (owner is HistoryBuffer and not name.startswith('_')) and not (
+            owner is OneCycleParamScheduler and name in ('_annealing_cos', '_annealing_linear')):
         raise UnsafeContent('getattr')
-    return getattr(HistoryBuffer, name)
+    return getattr(owner, name)
 
 
 def allow_harmless_types() -> None:
