@@ -188,7 +188,7 @@ def test_other_options_and_broken_sources_are_refused(sets, tmp_path):
 
 
 def test_checksums_of_the_defaults_are_those_of_this_repository(tmp_path):
-    """Made anew here; what is in the repository was made on another machine."""
+    """Made anew; the checksums in the repository were made by another process, the arithmetic is on whole numbers."""
     known = json.loads(TOOL.with_name('fashion_scenes.sha256.json').read_text())
     assert [entry['kind'] for entry in known] == list(KINDS)
     done = convert(tmp_path, '--kinds', 'coco')
