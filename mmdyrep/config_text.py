@@ -102,7 +102,7 @@ def _module(plan: Plan) -> str:
     if all(part.isidentifier() for part in relative[ups:]):
         return '.' * (ups + 1) + '.'.join(relative[ups:])
     for depth in range(len(source.parts) - 1, 0, -1):
-        package = source.parts[depth - 1:depth][0]
+        package = source.parts[depth - 1]
         parts = [package, *source.with_suffix('').parts[depth:]]
         if all(part.isidentifier() for part in parts) and _installed(package) == Path(*source.parts[:depth]):
             return '.'.join(parts)

@@ -71,8 +71,13 @@ def train(cfg: Config, work_dir: Path, *arguments: str) -> subprocess.CompletedP
     """Run tools/train.py in a process of its own; standard output and error come together."""
     path = work_dir.parent / f'{work_dir.name}.py'
     cfg.dump(path)
-    command: List[str] = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(path), '--work-dir', str(work_dir)]
-    return subprocess.run([*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    return run_tool('train.py', path, '--work-dir', work_dir, *arguments)
+
+
+def run_tool(tool: str, *arguments: Any) -> subprocess.CompletedProcess:
+    """Run a script of tools/ from the root of the repository; standard output and error come together."""
+    return subprocess.run([sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
 
 

@@ -4,8 +4,9 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from matplotlib.figure import Figure
 
+from mmdyrep.engine.history import read_history
 from mmdyrep.engine.report import human
-from mmdyrep.fileio import PathLike, atomic_path, read_json, write_json
+from mmdyrep.fileio import PathLike, atomic_path, write_json
 
 from . import drawing
 from .run_report import tested
@@ -58,7 +59,7 @@ def _run(folder: Path, heading: str) -> Dict[str, Any]:
                              'cut': 0, 'seconds': None}
     history = folder / 'dyrep' / 'history.json'
     if history.is_file():
-        content = read_json(history)
+        content = read_history(history)
         updates = content['updates']
         found.update(fused=value('test_fused'), macs=content['average']['macs']['backbone'],
                      plain_macs=content['start']['macs']['backbone'],

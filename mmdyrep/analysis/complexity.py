@@ -4,7 +4,6 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -13,6 +12,7 @@ from mmdyrep.dynamics import macs
 from mmdyrep.engine.report import human
 from mmdyrep.fileio import PathLike, read_checkpoint, read_json
 from mmdyrep.models import DyRepBackbone
+from mmdyrep.models.building import build_model
 from mmdyrep.models.probing import input_shapes, zeros
 from mmdyrep.reparam.structure import root_of
 
@@ -64,8 +64,7 @@ def complexity(cfg: Config, structure: Optional[PathLike] = None, shape: Optiona
     """
     if not cfg.get('model'):
         raise ValueError(f'{cfg.filename or "the config"} has no model')
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    model = MODELS.build(cfg.model)
+    model = build_model(cfg)
     prefix, backbone = _backbone_of(model)
     if structure is not None:
         backbone = _take_structure(backbone, prefix, structure)

@@ -1,5 +1,5 @@
 """mmengine's ``compile`` option: the compiled step follows the structure."""
-import torch
+import torch._dynamo
 from mmengine.runner import Runner
 
 

@@ -2,6 +2,7 @@
 from typing import Any, Dict, List
 
 from mmdyrep.models import DyRepBackbone
+from mmdyrep.reparam.eligible import by_reason
 
 from .history import History
 from .updating import describe
@@ -21,10 +22,8 @@ def opening(backbone: DyRepBackbone, metric: str) -> List[str]:
     lines = [f'DyRep: {len(candidates)} ops can be expanded, ranked by {metric}: {", ".join(candidates)}']
     if backbone.structure['ops']:
         lines.append(f'DyRep: expanded already: {", ".join(backbone.structure["ops"])}')
-    reasons: Dict[str, List[str]] = {}
-    for name, reason in skipped.items():
-        reasons.setdefault(reason, []).append(name)
-    lines += [f'DyRep: {len(names)} skipped, {reason}: {", ".join(names)}' for reason, names in reasons.items()]
+    lines += [f'DyRep: {len(names)} skipped, {reason}: {", ".join(names)}'
+              for reason, names in by_reason(skipped).items()]
     return lines
 
 

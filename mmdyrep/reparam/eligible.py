@@ -116,10 +116,15 @@ def check_branches(names: Sequence[str], geometry: Geometry, where: str) -> None
             raise ValueError(f'{where}: branch {name!r} {reason}')
 
 
-def in_short(reasons: Mapping[str, str]) -> str:
-    """Reasons by convolution counted, the five most frequent first."""
+def by_reason(reasons: Mapping[str, str]) -> Dict[str, List[str]]:
+    """Convolutions of each reason."""
     names: Dict[str, List[str]] = {}
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(name)
-    counted = sorted(names.items(), key=lambda item: -len(item[1]))
+    return names
+
+
+def in_short(reasons: Mapping[str, str]) -> str:
+    """Reasons by convolution counted, the five most frequent first."""
+    counted = sorted(by_reason(reasons).items(), key=lambda item: -len(item[1]))
     return '; '.join(f'{len(same)} x {reason} ({same[0]}{", ..." if same[1:] else ""})' for reason, same in counted[:5])

@@ -31,8 +31,9 @@ def put_test(folder: Path, metrics: dict) -> None:
 
 def put_history(run: Path) -> None:
     (run / 'dyrep').mkdir()
-    updates = [dict(iter=10, grown=[dict(op='conv1')], cut=[]),
-               dict(iter=20, grown=[dict(op='layer1.0.conv1')], cut=[dict(op='conv1', branches=['1x1', '1xk'])])]
+    updates = [dict(epoch=1, iter=10, grown=[dict(op='conv1', branches=['1x1', '1xk'])], cut=[]),
+               dict(epoch=2, iter=20, grown=[dict(op='layer1.0.conv1', branches=['1x1'])],
+                    cut=[dict(op='conv1', branches=['1x1', '1xk'])])]
     (run / 'dyrep' / 'history.json').write_text(json.dumps(dict(
         version=1, updates=updates, start=dict(iter=0, macs=dict(backbone=10_000_000)),
         average=dict(macs=dict(backbone=12_500_000.0)))))

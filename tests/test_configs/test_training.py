@@ -1,8 +1,5 @@
 """Configs of the paper's experiments train as a user trains them, on small folders of real images."""
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, List
 
@@ -12,18 +9,16 @@ from mmengine.config import Config
 
 from mmdyrep.fileio import read_checkpoint, read_json
 from mmdyrep.models.building import build_model
-from tests.configs import ROOT, read
+from tests.configs import read
 from tests.dyrep_runs import updates
 from tests.image_folders import cityscapes_folder, coco_folder, imagenet_folder
 from tests.processes import launch
-from tests.runs import needs_images
+from tests.runs import needs_images, run_tool
 
 
 def run(tool: str, *arguments: Any) -> str:
-    """A tool as a user calls it, from the root of the repository."""
-    done = subprocess.run([sys.executable, f'tools/{tool}', *map(str, arguments)], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
+    """Output of a tool that succeeds."""
+    done = run_tool(tool, *arguments)
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
 

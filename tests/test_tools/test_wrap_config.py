@@ -1,8 +1,6 @@
 """tools/wrap_config.py: what it writes trains the same thing with DyRep, or nothing is written."""
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from mmdyrep.models.finding import find_backbone
 from mmdyrep.wrapped_config import wrap_config
 from tests.configs import ROOT, differing
 from tests.dyrep_runs import updates
-from tests.runs import DATA, needs_images, small_config
+from tests.runs import DATA, needs_images, run_tool, small_config
 
 LIBRARY = {
     'mmpretrain::resnet/resnet50_8xb32_in1k.py': (True, 4),  # of 100 epochs
@@ -114,17 +112,13 @@ def test_as_a_command_and_trains(tmp_path):
     cfg.default_hooks.pop('random_state')
     cfg.custom_imports.imports = 'tests.killing'
     cfg.dump(source)
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run([sys.executable, 'tools/wrap_config.py', source, out, '--space', 'dbb', '--interval', '2'],
-                          cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = run_tool('wrap_config.py', source, out, '--space', 'dbb', '--interval', '2')
     assert done.returncode == 0, done.stdout
     assert f'written: {out}' in done.stdout and 'every 2 epochs' in done.stdout
     assert check(source, out, 'dbb').custom_imports.imports == ['tests.killing', 'mmdyrep']
-    again = subprocess.run([sys.executable, 'tools/wrap_config.py', source, out], cwd=ROOT, env=env, text=True,
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    again = run_tool('wrap_config.py', source, out)
     assert again.returncode == 1 and 'exists already' in again.stdout
-    done = subprocess.run([sys.executable, 'tools/train.py', out, '--work-dir', tmp_path / 'run'], cwd=ROOT, env=env,
-                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = run_tool('train.py', out, '--work-dir', tmp_path / 'run')
     assert done.returncode == 0, done.stdout[-3000:]
     assert [update['epoch'] for update in updates(tmp_path / 'run')] == [2, 4]
     assert updates(tmp_path / 'run')[0]['grown'][0]['branches'] == ['1x1', '1x1_kxk', '1x1_avg']
@@ -142,9 +136,7 @@ def test_a_new_style_config_gets_one_of_its_style_and_trains(tmp_path, folder):
     assert 'read_base' in out.read_text() and '_base_' not in out.read_text().replace('read_base', '')
     check(source, out)
     if folder == 'configs':
-        done = subprocess.run([sys.executable, 'tools/train.py', out, '--work-dir', tmp_path / 'run'], cwd=ROOT,
-                              env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = run_tool('train.py', out, '--work-dir', tmp_path / 'run')
         assert done.returncode == 0, done.stdout[-3000:]
         assert [update['epoch'] for update in updates(tmp_path / 'run')] == [1, 2]
 
