@@ -2,7 +2,7 @@
 import os
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
-import torch
+import torch._dynamo
 from mmengine.config import ConfigDict
 from mmengine.model import BaseModule, initialize
 from mmengine.registry import MODELS
@@ -273,11 +273,19 @@ class DyRepBackbone(Extension):
     def train(self, mode: bool = True) -> nn.Module:
         """As the inner class; norms in a block follow the one behind it, frozen statistics included."""
         super().train(mode)
-        for name, block in reparam.blocks_of(self).items():
-            follower = self.norm_behind(name) if not structures.depth_of(name) else None
+        for name, block in surgery.outer_blocks(self).items():
+            follower = self.norm_behind(name)
             if follower is not None:
                 block.follow(follower)
         return self
+
+    def __call__(self, *args, **kwargs):
+        """As the inner class; refuses to run after a tool has fused norms that blocks need into other convolutions."""
+        # fused for inference; looking is nothing that could be compiled
+        if not self.training and not torch._dynamo.is_compiling():
+            for name in surgery.outer_blocks(self):
+                self.norm_behind(name)
+        return super().__call__(*args, **kwargs)
 
     def init_weights(self) -> None:
         """As the inner class; new branches start with ``gamma_init`` (static ones with 1)."""

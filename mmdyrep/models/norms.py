@@ -3,6 +3,7 @@ from functools import partial
 from typing import Callable, Optional
 
 from mmengine.registry import MODELS
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyrep.reparam.branches import MakeNorm
@@ -14,6 +15,9 @@ def norm_maker(norm_cfg: Optional[dict]) -> Optional[Callable[[Optional[_BatchNo
 
 
 def _fixed(norm_cfg: dict, behind: Optional[_BatchNorm]) -> MakeNorm:
+    if type(behind).__name__ == '_BatchNormXd':
+        # the network's SyncBN has been reverted (mmengine), so this is to run where SyncBN can't
+        norm_cfg = {**norm_cfg, 'type': nn.BatchNorm2d}
     return partial(_make, norm_cfg)
 
 
@@ -24,6 +28,10 @@ def check_norm(norm_cfg: dict) -> None:
         ValueError: With the config and what it lacks.
     """
     norm = _make(norm_cfg, 1)
+    if not any(isinstance(norm, kind) and type(norm).forward is kind.forward
+               for kind in (nn.BatchNorm2d, nn.SyncBatchNorm)):
+        raise ValueError(f'norm_cfg must name nn.BatchNorm2d (BN) or nn.SyncBatchNorm (SyncBN), got {norm_cfg}, which '
+                         'may compute something else')
     if not norm.affine or not norm.track_running_stats:
         raise ValueError('norm_cfg must keep weight, bias and running statistics (affine, track_running_stats), '
                          f'got {norm_cfg}')

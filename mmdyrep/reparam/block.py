@@ -87,13 +87,14 @@ class Block(nn.Module):
         """Names of the branches beside the original."""
         return [name for name in self.branches if name != 'kxk']
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map of shape (N, C_in, H, W) to (N, C_out, H', W')."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Map of shape (N, C_in, H, W) to (N, C_out, H', W'); named as a convolution's, for calls by keyword."""
         branches = iter(self.branches.values())
-        out = next(branches)(x)
+        out = next(branches)(input)
         for branch in branches:
-            out += branch(x)
-        return out.mul_(self.scale.view(1, -1, 1, 1))
+            # not in place: the output of a module with a full backward hook is a view
+            out = out + branch(input)
+        return out * self.scale.view(1, -1, 1, 1)
 
     def kernel(self) -> Kernel:
         """Convolution that the block is equivalent to in eval mode (Eq. 2)."""
@@ -109,7 +110,9 @@ class Block(nn.Module):
 
     def _insert(self, name: str, branch: Branch) -> None:
         like = branch.conv.weight if name == 'kxk' else next(self.parameters())
-        branch.to(device=like.device, dtype=like.dtype).requires_grad_(like.requires_grad)
+        branch.to(device=like.device, dtype=like.dtype)
+        if not like.requires_grad:
+            branch.requires_grad_(False)
         if not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
             branch.to(memory_format=torch.channels_last)
         branch.train(self.training)
@@ -122,6 +125,18 @@ class Block(nn.Module):
         for known in BRANCHES:
             if known in self.branches:
                 self.branches[known] = self.branches.pop(known)
+
+    def require_norms(self) -> None:
+        """Refuse a change of what a tool has fused already.
+
+        Raises:
+            RuntimeError: If a norm of this block, or of one in it, has become nn.Identity.
+        """
+        fused = [name for name, module in self.named_modules() if isinstance(module, nn.Identity)]
+        if fused:
+            raise RuntimeError(f'{fused[0]} of the block is no batch norm any more: a tool has fused it into a '
+                               'convolution. The block can still be fused (switch_to_deploy) but not be changed; '
+                               'change the network before such a tool runs')
 
     def expand(self, names: Sequence[str], gamma: float, generator: Optional[torch.Generator] = None,
                measure: Optional[Measure] = None, rescale: bool = False) -> None:
@@ -157,6 +172,7 @@ class Block(nn.Module):
 
     def remove(self, names: Sequence[str], measure: Optional[Measure] = None) -> None:
         """Absorb branches into the original (Eq. 10)."""
+        self.require_norms()
         gone = self._sum([self.branches[name] for name in names]).scaled(self.scale.double())
         for name in names:
             del self.branches[name]
@@ -190,6 +206,7 @@ class Block(nn.Module):
             behind (Statistics, optional): Mean and variance of the op's output without bias; None: 0 and 1.
             rescale (bool): Make the deviation of the output the block's scale. Defaults to True.
         """
+        self.require_norms()
         bn, conv = self.origin.bn, self.origin.conv
         zero = torch.zeros_like(kernel.bias)
         mean, var = (value.double() for value in behind) if behind else (zero, zero + 1)
@@ -228,6 +245,8 @@ class Block(nn.Module):
         kernel = self.kernel()
         conv = self.original_conv()
         conv.weight.copy_(kernel.weight)
+        # a tool that fuses convolution and norm may have given it one
+        conv.bias = None
         if self.has_bias:
             bias = nn.Parameter(kernel.bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
             conv.bias = bias

@@ -4,6 +4,8 @@ All end in a batch norm, ``bn``; ``conv`` is a branch's last convolution, ``conv
 """
 from typing import Callable, Dict, List, Sequence, Tuple, Type, Union
 
+import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -42,7 +44,7 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map of shape (N, C_in, H, W) to (N, C_out, H', W')."""
-        return self.bn(self.conv(x))
+        return normed(self.bn, self.conv(x))
 
 
 class KxK(Branch):
@@ -89,11 +91,11 @@ class OneByOneKxK(Branch):
         self.bn = make_norm(geometry.out_channels)
 
     def op_kernel(self) -> Kernel:
-        first = kernels.fuse_bn(kernels.of_conv(self.conv1), self.bn1)
+        first = kernels.fuse_bn(kernel_of(self.conv1), self.bn1)
         return kernels.chain_1x1(first, kernel_of(self.conv), self.geometry.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(self.bn1(self.geometry.pad(self.conv1(x)))))
+        return normed(self.bn, self.conv(normed(self.bn1, bordered(self.conv1, self.geometry, x))))
 
 
 class OneByOneAvg(Branch):
@@ -111,21 +113,21 @@ class OneByOneAvg(Branch):
         if geometry.depthwise:
             first = kernels.identity(geometry.in_channels, geometry.groups, self.bn.weight.device)
         else:
-            first = kernels.fuse_bn(kernels.of_conv(self.conv1), self.bn1)
+            first = kernels.fuse_bn(kernel_of(self.conv1), self.bn1)
         return kernels.average(first, *geometry.kernel_size)
 
     def _average(self, x: Tensor) -> Tensor:
         geometry = self.geometry
         if geometry.dilation == (1, 1):
             return F.avg_pool2d(x, geometry.kernel_size, geometry.stride)
-        channels, (height, width) = x.shape[1], geometry.kernel_size
+        channels, (height, width) = geometry.out_channels, geometry.kernel_size
         weight = x.new_full((channels, 1, height, width), 1 / (height * width))
         return F.conv2d(x, weight, None, geometry.stride, 0, geometry.dilation, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.geometry.depthwise:
-            return self.bn(self._average(self.geometry.pad(x)))
-        return self.bn(self._average(self.bn1(self.geometry.pad(self.conv1(x)))))
+            return normed(self.bn, self._average(self.geometry.pad(x)))
+        return normed(self.bn, self._average(normed(self.bn1, bordered(self.conv1, self.geometry, x))))
 
 
 class OneByK(Branch):
@@ -172,7 +174,7 @@ class Residual(Branch):
         return kernels.identity(self.geometry.in_channels, self.geometry.groups, self.bn.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(x)
+        return normed(self.bn, x)
 
 
 # In this order branches stand in a block, whatever the order they came in.
@@ -212,5 +214,48 @@ def resolve_space(space: Union[str, Sequence[str]]) -> List[str]:
 
 
 def kernel_of(op: nn.Module) -> Kernel:
-    """Kernel of a convolution or of a block."""
-    return kernels.of_conv(op) if isinstance(op, nn.Conv2d) else op.kernel()
+    """Kernel of a convolution or of a block.
+
+    Raises:
+        TypeError: If it is neither, as after a tool that puts modules of its own in place of convolutions.
+    """
+    if isinstance(op, nn.Conv2d):
+        return kernels.of_conv(op)
+    if not hasattr(op, 'kernel'):
+        raise TypeError(f'a convolution in a block has been replaced by {type(op).__name__}, which has no known '
+                        'kernel; fuse the blocks (switch_to_deploy) before another tool changes convolutions')
+    return op.kernel()
+
+
+def bordered(conv: nn.Conv2d, geometry: Geometry, x: Tensor) -> Tensor:
+    """Map of a 1x1 convolution with the border that it makes of zeros, as wide as the padding of ``geometry``.
+
+    The border is its bias: none in training, that of the merged norm where a tool has fused convolution and norm.
+    """
+    out = conv(x)
+    padded = geometry.pad(out)
+    if conv.bias is None or padded is out:
+        return padded
+    return padded + conv.bias.view(1, -1, 1, 1) * geometry.pad(torch.zeros_like(out[:1, :1]), 1.0)
+
+
+def normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """Batch norm of a map; by the running statistics where there is but one value per channel.
+
+    A convolution with a bias of its own and no norm behind trains on such maps; PyTorch's norm refuses them, since
+    one value has no deviation. Empty maps would leave NaN in the running statistics.
+    """
+    # a map that is traced symbolically (torch.fx) has no size
+    if norm.training and isinstance(x, Tensor) and x.numel() <= x.shape[1] and not _synchronized(norm):
+        norm.training = False
+        try:
+            return norm(x)
+        finally:
+            norm.training = True
+    return norm(x)
+
+
+def _synchronized(norm: nn.Module) -> bool:
+    """Whether the norm takes its statistics over several processes, all of which must take part."""
+    return isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized() and (
+        dist.get_world_size(norm.process_group) > 1)

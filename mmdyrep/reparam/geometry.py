@@ -51,10 +51,10 @@ class Geometry:
         """Whether each output channel sees just the input channel of its own number."""
         return self.groups == self.in_channels == self.out_channels
 
-    def pad(self, x: Tensor) -> Tensor:
-        """Zero-pad a map of shape (N, C, H, W) as the convolution does."""
+    def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
+        """Pad a map of shape (N, C, H, W) as the convolution does, with zeros or another value."""
         rows, columns = self.padding
-        return F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
+        return F.pad(x, (columns, columns, rows, rows), value=value) if rows or columns else x
 
     def conv(self, kernel_size: Pair, padding: Pair, out_channels: int = 0) -> nn.Conv2d:
         """Bias-free convolution of this geometry but for what is given; an axis of kernel 1 is not dilated."""

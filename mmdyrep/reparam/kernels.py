@@ -49,11 +49,14 @@ def fuse_bn(kernel: Kernel, bn: _BatchNorm) -> Kernel:
 
     Args:
         kernel (Kernel): The convolution in front of ``bn``.
-        bn (_BatchNorm): Affine norm over C_out channels, with running statistics.
+        bn (_BatchNorm): Affine norm over C_out channels, with running statistics; nn.Identity where a tool has
+            merged it already.
 
     Returns:
         Kernel: The convolution that does both.
     """
+    if isinstance(bn, nn.Identity):
+        return kernel
     factor = gain(bn)
     bias = (kernel.bias - bn.running_mean.double()) * factor + bn.bias.detach().double()
     return Kernel(kernel.weight * factor.view(-1, 1, 1, 1), bias)

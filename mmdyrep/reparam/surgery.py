@@ -18,17 +18,39 @@ Behind = Mapping[str, Optional[str]]
 
 
 def norm_like(norm: Optional[_BatchNorm]) -> MakeNorm:
-    """Maker of batch norms with class, eps and momentum of ``norm``; of nn.BatchNorm2d without one."""
+    """Maker of norms with eps and momentum of ``norm``: nn.SyncBatchNorm if it is one, else nn.BatchNorm2d.
+
+    Never of its own class, whose forward may do more (an activation, a gamma that is stored as an offset).
+    """
     if norm is None:
         return nn.BatchNorm2d
-    return partial(type(norm), eps=norm.eps, momentum=norm.momentum)
+    kind = nn.SyncBatchNorm if isinstance(norm, nn.SyncBatchNorm) else nn.BatchNorm2d
+    return partial(kind, eps=norm.eps, momentum=norm.momentum)
+
+
+def _norm_within(norm: _BatchNorm) -> MakeNorm:
+    """As :func:`norm_like`, for norms in a block whose own norm is ``norm``: gamma and beta frozen if its are."""
+    return partial(_made, norm_like(norm), norm.weight.requires_grad)
+
+
+def _made(make_norm: MakeNorm, trainable: bool, channels: int) -> _BatchNorm:
+    return make_norm(channels).requires_grad_(trainable)
 
 
 def norm_behind(model: nn.Module, name: str, behind: Behind) -> Optional[_BatchNorm]:
-    """Batch norm that reads the output of an op, nested or not; None if there is none."""
+    """Batch norm that reads the output of an op, nested or not; None if there is none.
+
+    Raises:
+        RuntimeError: If there was one and it is gone.
+    """
     branch = structures.parent_of(name)
     bn = f'{branch}.bn' if branch else behind[name]
-    return model.get_submodule(bn) if bn else None
+    norm = model.get_submodule(bn) if bn else None
+    if norm is not None and not isinstance(norm, _BatchNorm):
+        raise RuntimeError(f'{bn}, the batch norm behind {name}, has become {type(norm).__name__}: a tool that fuses '
+                           'norms into convolutions has taken it. Fuse the blocks (switch_to_deploy) before such a '
+                           'tool runs; this network has to be loaded anew')
+    return norm
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -53,7 +75,8 @@ def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
         branches (Sequence[str]): Those already there are left alone.
         behind (Mapping): Batch norms behind the ops of the plain network.
         gamma (float): First scale of the new branches' last batch norms.
-        make_norm (callable, optional): Takes the norm behind the op, returns a maker of batch norms.
+        make_norm (callable, optional): Takes the norm behind the op, returns a maker of batch norms. Norms in a
+            block are made like those that are there, which may have been converted since (SyncBN).
         generator (torch.Generator, optional): Source of the new weights.
         measure (callable, optional): Statistics on training batches; running statistics without it.
         rescale (bool): False keeps the scale of a new block at 1, as DBB has it.
@@ -72,13 +95,14 @@ def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
         if follower is not None:
             bias = 0 if op.bias is None else op.bias.detach()
             statistics = Statistics(follower.running_mean - bias, follower.running_var)
-        op = Block(op, (make_norm or norm_like)(follower), statistics, rescale)
+        maker = _norm_within if structures.depth_of(name) else make_norm or norm_like
+        op = Block(op, maker(follower), statistics, rescale)
         _replace(model, name, op)
-    elif make_norm is None:
-        # not as the block was made: norms may have been converted since
-        op.make_norm = norm_like(op.origin.bn)
-    if follower is not None:
-        op.follow(follower)
+        if follower is not None:
+            op.follow(follower)
+    else:
+        op.require_norms()
+        op.make_norm = _norm_within(op.origin.bn)
     with torch.no_grad():
         op.expand(new, gamma, generator, measure, rescale and is_new)
     return new
@@ -127,11 +151,15 @@ def to_structure(model: nn.Module, target: structures.Ops, behind: Behind, *, ga
         expand(model, name, branches, behind, gamma=gamma, make_norm=make_norm, rescale=rescale)
 
 
+def outer_blocks(model: nn.Module) -> Dict[str, Block]:
+    """Blocks by name that lie in no other."""
+    return {name: block for name, block in structures.blocks_of(model).items() if not structures.depth_of(name)}
+
+
 def fold_all(model: nn.Module, behind: Behind) -> None:
     """Fuse every block of the network into the plain convolution, in place."""
-    for name in reversed(list(structures.blocks_of(model))):
-        if not structures.depth_of(name):
-            fold(model, name, behind)
+    for name in reversed(list(outer_blocks(model))):
+        fold(model, name, behind)
 
 
 def fused_copy(model: nn.Module, behind: Behind) -> nn.Module:
@@ -148,5 +176,4 @@ def fused_copy(model: nn.Module, behind: Behind) -> nn.Module:
 
 def originals(model: nn.Module) -> Dict[str, nn.Conv2d]:
     """Convolution that each block of the plain network has grown from, by the name of its op."""
-    return {name: block.original_conv() for name, block in structures.blocks_of(model).items()
-            if not structures.depth_of(name)}
+    return {name: block.original_conv() for name, block in outer_blocks(model).items()}
