@@ -1,6 +1,6 @@
 """Which op grows and which branches go."""
 import math
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -16,11 +16,11 @@ class Ranking(NamedTuple):
     tied: List[str]  # ops that share the greatest score, if more than one
 
 
-def rank(scores: Mapping[str, float]) -> Ranking:
+def rank(scores: Mapping[Any, float]) -> Ranking:
     """Order ops by saliency (line 8 of Algorithm 1); scores that are no finite number don't take part.
 
     Args:
-        scores (Mapping[str, float]): In the order of the network.
+        scores (Mapping[Any, float]): By op, or by (op, branch), in the order of the network.
     """
     finite = [name for name, score in scores.items() if math.isfinite(score)]
     ranked = sorted(finite, key=lambda name: -scores[name])

@@ -2,12 +2,15 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, NamedTuple, Optional, Type
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+# What a score is of: an op with all branches that it lacks, or one branch of an op.
+Key = Union[str, Tuple[str, str]]
 
 
 class Op(NamedTuple):
@@ -34,13 +37,18 @@ class Moment:
 class Saliency:
     """Base of the metrics: a score for each op in each iteration, their mean as the result.
 
-    A metric that needs more than gradients (a Hessian, other metrics) overrides :meth:`observe` and
-    :meth:`scores`; who calls them does not change.
+    A metric that needs more than the gradients of the steps sets :attr:`batches` and overrides :meth:`measure`, which
+    is called right before :meth:`scores`. One that scores single branches gives their scores by (op, branch).
     """
+
+    # kept batches that `measure` needs at least
+    batches = 0
 
     def __init__(self) -> None:
         self.sums: Dict[str, Tensor] = {}
         self.counts: Dict[str, int] = {}
+        # what the history shall tell of the last scores
+        self.notes: Dict[str, Any] = {}
 
     def score(self, op: Op) -> Optional[Tensor]:
         """Score of one op in one iteration, a tensor without dimensions; None if it has no gradient."""
@@ -56,16 +64,26 @@ class Saliency:
         """
         for op in ops:
             score = self.score(op)
-            if score is None:
-                continue
-            score = score.detach().double() / scale
-            if op.name in self.sums:
-                self.sums[op.name] += score
-            else:
-                self.sums[op.name] = score
-            self.counts[op.name] = self.counts.get(op.name, 0) + 1
+            if score is not None:
+                self.add(op.name, score.detach().double() / scale)
 
-    def scores(self, names: List[str], moment: Moment) -> Dict[str, float]:
+    def add(self, name: str, score: Tensor) -> None:
+        """Count a score of an op in."""
+        self.sums[name] = self.sums[name] + score if name in self.sums else score
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def measure(self, model: nn.Module, loss: Callable[[Any], Tensor], batches: Sequence[Any],
+                ops: Sequence[Op]) -> None:
+        """Look at the batches kept of the interval; most metrics have no need to.
+
+        Args:
+            model (nn.Module): The whole model, in train mode; left as it is.
+            loss (callable): The model's loss on a batch, in the precision of its parameters.
+            batches (Sequence): This rank's.
+            ops (Sequence[Op]): Candidates.
+        """
+
+    def scores(self, names: List[str], moment: Moment) -> Dict[Key, float]:
         """Mean scores since the last reset, over all ranks in one communication; NaN where there is none.
 
         Args:
@@ -89,12 +107,15 @@ class Saliency:
         self.sums.clear()
         self.counts.clear()
 
-    def state_dict(self) -> Dict[str, Dict[str, float]]:
+    def state_dict(self) -> Dict[str, Any]:
         """Sums and counts of a half-done interval."""
-        return {'sums': {name: value.item() for name, value in self.sums.items()}, 'counts': dict(self.counts)}
+        return {'metric': type(self).__name__, 'sums': {name: value.item() for name, value in self.sums.items()},
+                'counts': dict(self.counts)}
 
-    def load_state_dict(self, state: Dict[str, Dict[str, float]]) -> None:
-        """Go on in the interval that :meth:`state_dict` was taken in."""
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Go on in the interval that :meth:`state_dict` was taken in; scores of another metric are left out."""
+        if state.get('metric', type(self).__name__) != type(self).__name__:
+            return
         self.sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state['sums'].items()}
         self.counts = dict(state['counts'])
 
@@ -150,12 +171,3 @@ class SnipBN(Saliency):
         if op.bn is None or op.bn.weight is None or op.bn.weight.grad is None:
             return None
         return (op.bn.weight.grad * op.bn.weight).abs().sum()
-
-
-METRICS: Dict[str, Type[Saliency]] = {
-    'random': Random,
-    'grad_norm': GradNorm,
-    'snip': Snip,
-    'synflow': SynFlow,
-    'snip_bn': SnipBN,
-}

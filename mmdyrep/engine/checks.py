@@ -5,7 +5,6 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from mmdyrep.dynamics import METRICS
 from mmdyrep.models import DyRepBackbone
 
 from .distributed import check_lengths
@@ -17,7 +16,7 @@ def require_whole(name: str, value: Any, least: int) -> None:
         raise ValueError(f'DyRepHook: {name} must be a whole number of at least {least}, got {value!r}')
 
 
-def check_settings(interval: int, begin: int, end: Optional[int], metric: str, num_grow: int,
+def check_settings(interval: int, begin: int, end: Optional[int], num_grow: int,
                    dep: Optional[Dict[str, float]], calibration_batches: int,
                    max_macs_ratio: Optional[float]) -> None:
     """Refuse settings of the hook that make no sense, with the name of the setting."""
@@ -27,8 +26,6 @@ def check_settings(interval: int, begin: int, end: Optional[int], metric: str, n
     require_whole('calibration_batches', calibration_batches, 1)
     if end is not None:
         require_whole('end', end, begin + 1)
-    if metric not in METRICS:
-        raise ValueError(f'DyRepHook: unknown metric {metric!r}; there are {sorted(METRICS)}')
     if max_macs_ratio is not None and not max_macs_ratio > 1:
         raise ValueError(f'DyRepHook: max_macs_ratio is a multiple of the plain backbone, above 1; '
                          f'got {max_macs_ratio!r}')

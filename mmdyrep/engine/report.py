@@ -37,6 +37,9 @@ def change(entry: Dict[str, Any], by_epoch: bool) -> List[str]:
         lines.append(f'DyRep [{when}]: passed over, beyond max_macs_ratio: {", ".join(entry["over_budget"])}')
     if entry['tied']:
         lines.append(f'DyRep [{when}]: equal scores, the first taken: {", ".join(entry["tied"])}')
+    votes = entry.get('scoring', {}).get('votes')
+    if votes:
+        lines.append(f'DyRep [{when}]: votes: ' + ', '.join(f'{metric} for {op}' for metric, op in votes.items()))
     grown = {item['op'] for item in entry['grown']}
     rest = [(name, score) for name, score in entry['scores'] if name not in grown]
     for item in entry['grown']:
@@ -53,8 +56,13 @@ def change(entry: Dict[str, Any], by_epoch: bool) -> List[str]:
     drift = '' if entry['drift'] is None else f', drift {entry["drift"]:.1e}'
     drift += '' if entry.get('drift_ema') is None else f', of the averaged copy {entry["drift_ema"]:.1e}'
     lines.append(f'DyRep [{when}]: MACs {human(macs)}, parameters {human(entry["parameters"]["model"])}{drift}, '
-                 f'{entry["seconds"]:.1f} s')
+                 f'{entry["seconds"]:.1f} s{_scoring(entry)}')
     return lines
+
+
+def _scoring(entry: Dict[str, Any]) -> str:
+    seconds = entry.get('scoring', {}).get('seconds', 0)
+    return f' and {seconds:.1f} s for the scores' if seconds >= 0.05 else ''
 
 
 def alarm(entry: Dict[str, Any], tolerance: float) -> List[str]:

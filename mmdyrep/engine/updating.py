@@ -3,12 +3,12 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from torch import Tensor, nn
 
-from mmdyrep.dynamics import Calibration, Moment, drift, eval_output, importance, macs, pick, rank, redundant
+from mmdyrep.dynamics import Calibration, Key, Moment, drift, eval_output, importance, macs, pick, rank, redundant
 from mmdyrep.models import DyRepBackbone
 from mmdyrep.models.finding import is_classifier
 from mmdyrep.models.probing import input_shapes, zeros
@@ -70,7 +70,7 @@ def _naming(doing: str) -> Iterator[None]:
         raise RuntimeError(f'DyRep: {doing} failed, the training is as it was before: {error}{advice}') from error
 
 
-def update(round_: Round, scores: Mapping[str, float], policy: Policy, moment: Moment) -> Dict[str, Any]:
+def update(round_: Round, scores: Mapping[Key, float], policy: Policy, moment: Moment) -> Dict[str, Any]:
     """Expand the ops of the greatest saliency, then remove redundant branches.
 
     A network whose output is no finite number (a training that has diverged) is left alone.
@@ -91,7 +91,7 @@ def update(round_: Round, scores: Mapping[str, float], policy: Policy, moment: M
 
     ranking = rank(scores)
     choice = pick(ranking.ranked, policy.num_grow, *_budget(backbone, round_.shape, policy.max_macs_ratio))
-    grown = [_grow(round_, name, scores[name], moment, measure) for name in choice.chosen]
+    grown = [_grow(round_, key, scores[key], moment, measure) for key in choice.chosen]
     cut = _cut(round_, policy, measure) if sound and policy.threshold is not None else []
 
     after = _outputs(round_) if sound else before
@@ -99,10 +99,10 @@ def update(round_: Round, scores: Mapping[str, float], policy: Policy, moment: M
         raise RuntimeError(f'DyRep: the network has no finite output any more after {describe(grown, cut)}')
     drifts = [drift(*pair) for pair in zip(before, after)] if sound else []
     return {
-        'scores': [[name, scores[name]] for name in ranking.ranked],
-        'unscored': ranking.unscored,
-        'tied': ranking.tied,
-        'over_budget': choice.over_budget,
+        'scores': [[written(key), scores[key]] for key in ranking.ranked],
+        'unscored': [written(key) for key in ranking.unscored],
+        'tied': [written(key) for key in ranking.tied],
+        'over_budget': [written(key) for key in choice.over_budget],
         'grown': grown,
         'cut': cut,
         **cost(round_.model, backbone, round_.shape),
@@ -133,9 +133,20 @@ def describe(grown: Sequence[Mapping[str, Any]], cut: Sequence[Mapping[str, Any]
     return ' and '.join(parts) or 'no change'
 
 
-def _grow(round_: Round, name: str, score: float, moment: Moment, measure: Optional[Calibration]) -> Dict[str, Any]:
+def _parts(key: Key) -> Tuple[str, Optional[List[str]]]:
+    """Op of a score, and the branches that it is of; None: all that are missing."""
+    return (key, None) if isinstance(key, str) else (key[0], [key[1]])
+
+
+def written(key: Key) -> str:
+    """What a score is of, in words."""
+    return key if isinstance(key, str) else f'{key[0]} by {key[1]}'
+
+
+def _grow(round_: Round, key: Key, score: float, moment: Moment, measure: Optional[Calibration]) -> Dict[str, Any]:
+    name, wanted = _parts(key)
     with _naming(f'expanding {name}'):
-        branches = round_.backbone.expand(name, generator=moment.generator(name), measure=measure)
+        branches = round_.backbone.expand(name, wanted, generator=moment.generator(written(key)), measure=measure)
         for copy in round_.copies:
             copy.expand(round_.backbone, name, branches)
     return {'op': name, 'score': score, 'branches': branches}
@@ -164,14 +175,15 @@ def _cut(round_: Round, policy: Policy, measure: Optional[Calibration]) -> List[
 def _budget(backbone: DyRepBackbone, shape: Sequence[int], ratio: Optional[float]):
     """Cost of expanding an op, and the MACs that may still be added."""
     if ratio is None:
-        return (lambda name: 0), None
+        return (lambda key: 0), None
     counted = macs.count(backbone, zeros(backbone, shape))
     plain = backbone.to_plain()
     base = macs.count(plain, zeros(plain, shape)).total
 
-    def extra(name: str) -> int:
+    def extra(key: Key) -> int:
+        name, wanted = _parts(key)
         geometry = geometry_of(backbone.get_submodule(name))
-        return macs.of_branches(fitting(backbone.space, geometry), geometry, counted.inputs[name][2:])
+        return macs.of_branches(wanted or fitting(backbone.space, geometry), geometry, counted.inputs[name][2:])
 
     return extra, ratio * base - counted.total
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 
-from mmdyrep.dynamics import METRICS, Calibration, Moment
+from mmdyrep.dynamics import METRICS, Calibration, Moment, build_metric
 from tests.images import fashion
 from tests.test_dynamics.small_network import SmallNetwork
 
@@ -28,7 +29,17 @@ def measure(rank: int):
         saliency.observe(net.ops())
     batches = [fashion(8, start=100 * rank, dtype=torch.float64)[0]]
     scores = saliency.scores(NAMES, Moment(0, 0))
-    return scores, saliency.counts, Calibration(net, net, batches)([net.bn1, net.bn4])
+    return scores, saliency.counts, Calibration(net, net, batches)([net.bn1, net.bn4]), second_order(rank)
+
+
+def second_order(rank: int):
+    """GraSP of one rank's two batches, one of them smaller; norms that are synchronized over ranks can't do it."""
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(SmallNetwork()).double()
+    grasp = build_metric('grasp')
+    kept = [fashion(8 - 4 * step, start=100 * rank + 8 * step, dtype=torch.float64) for step in range(2)]
+    grasp.measure(net, lambda batch: net.loss(*batch), kept[:1 + rank], net.ops())
+    assert type(net.bn1) is nn.SyncBatchNorm
+    return grasp.scores(NAMES, Moment(0, 0))
 
 
 def free_port() -> int:
@@ -59,11 +70,14 @@ def test_ranks_agree_on_the_mean_over_all_of_them(tmp_path):
     together = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     assert together[0][0] == together[1][0]
     for name in NAMES:
-        counts = [counts[name] for _, counts, _ in alone]
-        wanted = sum(scores[name] * count for (scores, _, _), count in zip(alone, counts)) / sum(counts)
+        counts = [counts[name] for _, counts, _, _ in alone]
+        wanted = sum(scores[name] * count for (scores, *_), count in zip(alone, counts)) / sum(counts)
         assert together[0][0][name] == pytest.approx(wanted, rel=1e-12)
+        # the second rank has two batches, each counts once
+        wanted = (alone[0][3][name] + 2 * alone[1][3][name]) / 3
+        assert together[0][3][name] == together[1][3][name] == pytest.approx(wanted, rel=1e-9)
     for place in range(2):
         for part in range(2):
             wanted = (alone[0][2][place][part] + alone[1][2][place][part]) / 2
-            for _, _, statistics in together:
+            for _, _, statistics, _ in together:
                 torch.testing.assert_close(statistics[place][part], wanted)

@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from mmdyrep.dynamics import METRICS, Moment, Op, eval_output
+from mmdyrep.dynamics import Metric, Moment, Op, eval_output, name_of
 from mmdyrep.models.finding import find_backbone, unwrapped
 
 from .. import report
@@ -34,6 +34,7 @@ from ..memory import explain_out_of_memory
 from ..optimizer import rebuild_groups, refresh_schedulers, scheduler_list
 from ..random_state import watch_fetches
 from ..restoring import all_or_nothing
+from ..scoring import check_metric, metric_settings, ops_of, score, try_metric
 from ..updating import Policy, Round, cost, counting_shape, update
 
 
@@ -67,7 +68,7 @@ class DyRepHook(Hook):
         by_epoch (bool): Count epochs, as an epoch loop does, or iterations. Defaults to True.
         begin (int): Defaults to 0.
         end (int, optional): After it neither Rep nor Dep. Defaults to the end of training.
-        metric (str): 'random', 'grad_norm', 'snip', 'synflow' or 'snip_bn'. Defaults to 'synflow'.
+        metric (str or dict): A name out of `METRICS`, or dict(type=name, settings...). Defaults to 'synflow'.
         num_grow (int): Ops expanded in an update. Defaults to 1.
         dep (dict, optional): ``threshold``, the lambda of Section 4.2, and ``bound``, the greatest importance of
             a branch that is cut (off by default). None: without Dep. Defaults to dict(threshold=0.02).
@@ -82,14 +83,14 @@ class DyRepHook(Hook):
     drift_tolerance = 1e-3
 
     def __init__(self, interval: int = 5, by_epoch: bool = True, begin: int = 0, end: Optional[int] = None,
-                 metric: str = 'synflow', num_grow: int = 1, dep: Optional[Dict[str, float]] = dict(threshold=0.02),
+                 metric: Metric = 'synflow', num_grow: int = 1, dep: Optional[Dict[str, float]] = dict(threshold=0.02),
                  calibration_batches: int = 20, max_macs_ratio: Optional[float] = None) -> None:
         dep = dict(dep) if dep is not None else None
-        check_settings(interval, begin, end, metric, num_grow, dep, calibration_batches, max_macs_ratio)
+        check_settings(interval, begin, end, num_grow, dep, calibration_batches, max_macs_ratio)
         self.interval, self.by_epoch, self.begin, self.end = interval, bool(by_epoch), begin, end
-        self.metric = metric
+        self.metric, self._metric = name_of(metric), metric
         self.policy = Policy(num_grow, dep and dep['threshold'], dep and dep.get('bound'), max_macs_ratio)
-        self.saliency = METRICS[metric]()
+        self.saliency = check_metric(metric, calibration_batches, interval, by_epoch)
         self.history = History()
         self.structures: Dict[int, Dict[str, Any]] = {}
         self.batches = LastBatches(calibration_batches)
@@ -189,6 +190,7 @@ class DyRepHook(Hook):
                 eval_output(model, self._backbone, self._round(runner, []).run, data_batch)
         finally:
             hook.remove()
+        try_metric(self._metric, self._round(runner, [data_batch]))
         # batches of other ranks may have another size, and the budget would allow other ops
         self._shape = from_first_rank(counting_shape(self._backbone, shapes[0] if shapes else None))
         self.history.begin(runner.iter, cost(model, self._backbone, self._shape), self._settings())
@@ -198,9 +200,7 @@ class DyRepHook(Hook):
     def _observe(self, scale: Any) -> None:
         if not self._active:
             return
-        if self._ops is None:
-            self._ops = [Op(name, self._backbone.get_submodule(name), self._backbone.norm_behind(name))
-                         for name in self._backbone.candidates()]
+        self._ops = self._ops or ops_of(self._backbone)
         self.saliency.observe(self._ops, scale)
 
     # ------------------------------------------------------------------ the update
@@ -213,9 +213,9 @@ class DyRepHook(Hook):
         self.share_statistics(runner)
         check_agreement(self._models(runner), f'before {when}')
         moment = Moment(self._seed, len(self.history.updates))
-        scores = self.saliency.scores(self._backbone.candidates(), moment)
         runner.model.train()
         round_ = self._round(runner, self.batches.all())
+        scores, told = score(self.saliency, round_, moment)
         changing = [self._backbone, *(copy.backbone for copy in round_.copies)]
         try:
             with all_or_nothing(changing, runner.optim_wrapper, scheduler_list(runner.param_schedulers)):
@@ -232,7 +232,7 @@ class DyRepHook(Hook):
         self.saliency.reset()
         self.batches.clear()
         entry = {'epoch': runner.epoch + 1 if self.by_epoch else runner.epoch, 'iter': runner.iter + (
-            0 if self.by_epoch else 1), 'metric': self.metric, **entry}
+            0 if self.by_epoch else 1), 'metric': self.metric, **told, **entry}
         self.history.add(entry)
         for line in report.change(entry, self.by_epoch):
             runner.logger.info(line)
@@ -256,8 +256,8 @@ class DyRepHook(Hook):
     def _round(self, runner: Runner, batches: Sequence[Any]) -> Round:
         model = unwrapped(runner.model)
 
-        def exact_run(batch: Any) -> None:
-            model._run_forward(model.data_preprocessor(batch, True), mode='loss')
+        def exact_run(batch: Any) -> Any:
+            return model._run_forward(model.data_preprocessor(batch, True), mode='loss')
 
         def run(batch: Any) -> None:
             with runner.optim_wrapper.optim_context(model):
@@ -274,10 +274,11 @@ class DyRepHook(Hook):
     # ------------------------------------------------------------------ files
 
     def _settings(self) -> Dict[str, Any]:
-        return {'metric': self.metric, 'interval': self.interval, 'by_epoch': self.by_epoch, 'begin': self.begin,
-                'end': self.end, 'num_grow': self.policy.num_grow, 'threshold': self.policy.threshold,
-                'bound': self.policy.bound, 'max_macs_ratio': self.policy.max_macs_ratio,
-                'space': self._backbone.space, 'input_shape': list(self._shape)}
+        return {**metric_settings(self._metric), 'interval': self.interval, 'by_epoch': self.by_epoch,
+                'begin': self.begin, 'end': self.end, 'num_grow': self.policy.num_grow,
+                'threshold': self.policy.threshold, 'bound': self.policy.bound,
+                'max_macs_ratio': self.policy.max_macs_ratio, 'space': self._backbone.space,
+                'input_shape': list(self._shape)}
 
     def _write(self, runner: Runner) -> None:
         if runner.rank == 0:
