@@ -5,6 +5,6 @@ from .policy import importance, pick, rank, redundant
 from .saliency import Key, Moment, Op, Saliency
 
 __all__ = [
-    'Calibration', 'Key', 'METRICS', 'Metric', 'Moment', 'Op', 'Saliency', 'build_metric', 'drift', 'eval_output', 'importance',
-    'name_of', 'pick', 'rank', 'redundant'
+    'Calibration', 'Key', 'METRICS', 'Metric', 'Moment', 'Op', 'Saliency', 'build_metric', 'drift', 'eval_output',
+    'importance', 'name_of', 'pick', 'rank', 'redundant'
 ]

@@ -85,7 +85,6 @@ class DyRepHook(Hook):
     def __init__(self, interval: int = 5, by_epoch: bool = True, begin: int = 0, end: Optional[int] = None,
                  metric: Metric = 'synflow', num_grow: int = 1, dep: Optional[Dict[str, float]] = dict(threshold=0.02),
                  calibration_batches: int = 20, max_macs_ratio: Optional[float] = None) -> None:
-        dep = dict(dep) if dep is not None else None
         check_settings(interval, begin, end, num_grow, dep, calibration_batches, max_macs_ratio)
         self.interval, self.by_epoch, self.begin, self.end = interval, bool(by_epoch), begin, end
         self.metric, self._metric = name_of(metric), metric
