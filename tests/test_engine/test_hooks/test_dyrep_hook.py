@@ -192,7 +192,7 @@ def test_ops_without_a_finite_score_are_named_and_not_taken(tmp_path: Path, repa
 
 
 @pytest.mark.parametrize('settings, message', [
-    (dict(metric='magic'), r"unknown metric 'magic'; there are \['grad_norm', 'random', 'snip'"),
+    (dict(metric='magic'), r"unknown metric 'magic'; there are \['grad_norm', 'grasp', 'random', 'snip'"),
     (dict(interval=0), 'interval must be a whole number of at least 1, got 0'),
     (dict(interval=2.5), 'interval must be a whole number'),
     (dict(interval=True), 'interval must be a whole number'),
