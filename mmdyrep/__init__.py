@@ -3,15 +3,26 @@
 ``mmdyrep.reparam`` and ``mmdyrep.dynamics`` are pure PyTorch; the rest needs mmengine.
 """
 from importlib import import_module
-from importlib.util import find_spec
+from typing import Any
 
-from .version import __version__
+from .libraries import check_libraries, is_there, missing, name_configs, naming_the_library
+from .version import __version__, version_info
 
-__all__ = ['DyRepBackbone', 'DyRepHook', 'RandomStateHook', '__version__']
+__all__ = ['DyRepBackbone', 'DyRepHook', 'RandomStateHook', '__version__', 'version_info']
 
-if find_spec('mmengine') is not None:
+check_libraries()
+if is_there('mmengine'):
     from .engine import DyRepHook, RandomStateHook
     from .models import DyRepBackbone
-    if find_spec('mmpretrain') is not None:
+    name_configs()
+    if is_there('mmpretrain'):
+        with naming_the_library('mmpretrain'):
+            import_module('mmpretrain')
         import_module('mmdyrep.models.repvgg_plain')
         import_module('mmdyrep.models.vgg_cifar')
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        raise missing(name, 'mmengine')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

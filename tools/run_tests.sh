@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # All set-up, then the tests; arguments go to pytest: bash tools/run_tests.sh -m "not slow"
+# In the light set of versions the tests of detection and segmentation are skipped: STACK=maintained or original has all.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -1,111 +1,242 @@
 #!/usr/bin/env bash
-# Makes .venv beside this folder and installs the tested versions into it.
-# A second call returns at once. Environment variables:
-#   PYTHON           interpreter to build the environment from (3.10 or 3.11)
+# Makes .venv beside this folder and installs one of the three sets of versions in requirements/ that are tested:
+#   original     OpenMMLab's own libraries, torch 2.1, Python 3.10 and 3.11
+#   maintained   their maintained continuation, today's torch, Python 3.10 to 3.13
+#   light        classification alone, today's torch, no compiler needed, Python 3.10 to 3.13
+# A second call returns at once. With --quick a set that is there will do, and nothing is built. Environment variables:
+#   STACK            the set; default: the one that .venv has, else original for Python 3.10 and 3.11, maintained for newer
+#   PYTHON           interpreter to build the environment from; default: the newest there is of 3.10 to 3.13
+#   MMDYREP_CACHE    folder for what was built, default ~/.cache/mmdyrep
 #   PIP_FIND_LINKS   pip's own: a folder with a prebuilt mmcv wheel, if there is one
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
-MMCV_VERSION=2.1.0
 LOG="$VENV/setup.log"
+CACHE="${MMDYREP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmdyrep}"
+QUICK="${1:-}"
 
 say() { printf '[setup] %s\n' "$*"; }
 fail() { printf '[setup] FAILED: %s\n' "$*" >&2; exit 1; }
 
-stamp_of() {
-    cat "$ROOT/requirements.txt" "$ROOT/requirements/dev.txt" "$ROOT/setup.py" "${BASH_SOURCE[0]}" | cksum
+# ---------------------------------------------------------------------------- which
+
+stamp_of() { printf '%s ' "$1"; cat "$ROOT/requirements/$1.txt" "$ROOT/setup.py" "${BASH_SOURCE[0]}" | cksum; }
+
+pythons_of() {
+    case "$1" in
+        original) echo 'python3.11 python3.10 python3 python' ;;
+        *) echo 'python3.13 python3.12 python3.11 python3.10 python3 python' ;;
+    esac
 }
 
 find_python() {
-    local candidate
-    for candidate in "${PYTHON:-}" python3.11 python3.10 python3 python; do
+    local stack="$1" candidate range='Python 3.10 to 3.13'
+    [ "$stack" != original ] || range='Python 3.10 or 3.11 (the original set works with no other)'
+    for candidate in "${PYTHON:-}" $(pythons_of "$stack"); do
         [ -n "$candidate" ] || continue
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' 2>/dev/null; then
+        if "$candidate" -c "
+import sys
+newest = 11 if '$stack' == 'original' else 13
+sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, newest))
+try:
+    import venv, ensurepip
+except ImportError:
+    sys.exit(1)" 2>/dev/null; then
             echo "$candidate"
             return
         fi
+        [ "$candidate" != "${PYTHON:-}" ] || fail "PYTHON=$PYTHON is no $range with the modules venv and ensurepip"
     done
-    fail "no Python 3.10 or 3.11 found. Install one, or name it: PYTHON=/path/to/python3.11 bash $0"
+    fail "no $range with the modules venv and ensurepip found. Install one (Debian and Ubuntu: apt-get install
+    python3-venv), or name it: PYTHON=/path/to/python bash $0    (with uv: PYTHON=\"\$(uv python find 3.12)\")"
 }
 
-# step TEXT COMMAND...: runs it with its output in the log, shows how long it took
+minor_of() { "$1" -c 'import sys; print(sys.version_info[1])'; }
+pinned() { sed -n "s/^$2==\([^ ;]*\).*/\1/p" "$ROOT/requirements/$1.txt"; }
+
+# ---------------------------------------------------------------------------- how
+
+# step TEXT COMMAND...: runs it with its output in the log, shows how long it took and what is being compiled
 step() {
-    local text="$1" begin=$SECONDS
+    local text="$1" begin=$SECONDS from result=0 process
     shift
+    from=$(($(wc -l <"$LOG") + 1))
     printf '[setup] %s ...' "$text"
-    if "$@" >>"$LOG" 2>&1; then
-        printf ' done (%ds)\n' $((SECONDS - begin))
+    "$@" >>"$LOG" 2>&1 &
+    process=$!
+    # what runs in the background does not hear of Ctrl-C
+    trap "kill $process 2>/dev/null; exit 130" INT TERM
+    while kill -0 $process 2>/dev/null; do
+        sleep 1
+        if (((SECONDS - begin) % 30 == 29)); then
+            printf ' %ds%s ...' $((SECONDS - begin)) "$(tail -n +$from "$LOG" | grep -oE '^ *\[[0-9]+/[0-9]+\]' | tail -1)"
+            sleep 1
+        fi
+    done
+    wait $process || result=$?
+    trap - INT TERM
+    printf ' %s (%ds)\n' "$([ $result = 0 ] && echo done || echo no)" $((SECONDS - begin))
+    return $result
+}
+
+pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
+
+# uv knows nothing of pip's settings
+install() {
+    if [ -n "$UV" ]; then
+        UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}" UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$INDEX}" \
+            VIRTUAL_ENV="$VENV" "$UV" pip install --index-strategy unsafe-best-match "$@"
     else
-        printf ' no (%ds)\n' $((SECONDS - begin))
-        return 1
+        pip install "$@"
     fi
 }
 
-pip_install() { "$VENV/bin/python" -m pip install --disable-pip-version-check "$@"; }
+reachable() { "$VENV/bin/python" -c "import urllib.request as r; r.urlopen('$1', timeout=5)" 2>/dev/null; }
 
-mmcv_from_index() {
-    # openmim knows where OpenMMLab keeps its prebuilt wheels; apart, since it pins old libraries
-    "$VENV/bin/python" -m venv --system-site-packages "$VENV/mim" &&
-        "$VENV/mim/bin/python" -m pip install --disable-pip-version-check openmim &&
-        "$VENV/mim/bin/python" -m mim download --help >/dev/null &&
-        local links &&
-        links="$("$VENV/mim/bin/python" -c 'from mim.commands.install import get_mmcv_full_find_link as f; print(f("mmcv"))')" &&
-        pip_install --retries 1 --timeout 20 --only-binary mmcv --find-links "$links" "mmcv==$MMCV_VERSION"
+make_venv() {
+    local python="$1"
+    mkdir -p "$VENV"
+    : >"$LOG"
+    if [ ! -x "$VENV/bin/python" ] || [ ! -x "$VENV/bin/pip" ]; then
+        "$python" -m venv "$VENV" >>"$LOG" 2>&1 || fail "'$python -m venv' does not work (see $LOG).
+    On Debian and Ubuntu: apt-get install python3-venv; without root: pip install --user virtualenv, then
+    $python -m virtualenv $VENV, and run this again."
+    fi
+    UV="$(command -v uv || true)"
+    if [ -z "$UV" ] && pip install uv >>"$LOG" 2>&1; then
+        UV="$VENV/bin/uv"
+    fi
+    INDEX="$(pip config list | sed -n "s/^[a-z:]*\.index-url='\(.*\)'/\1/p" | head -1)"
+    INDEX="${INDEX:-https://pypi.org/simple}"
+}
+
+install_torch() {
+    local from=() what='torch and torchvision'
+    if ! command -v nvidia-smi >/dev/null && reachable https://download.pytorch.org/whl/cpu/torch/; then
+        from=(--extra-index-url https://download.pytorch.org/whl/cpu)
+        what="$what for the CPU"
+    else
+        what="$what (some GB)"
+    fi
+    step "$what" install ${from[@]+"${from[@]}"} -c "$LOCK" torch torchvision numpy setuptools wheel ninja psutil
+}
+
+# ---------------------------------------------------------------------------- mmcv with its operators
+
+# a wheel that need not be built: sets WHEEL
+find_mmcv() {
+    local built="$CACHE/wheels/torch$(pinned "$STACK" torch)-cp3$MINOR-$(uname -m)" ready="$VENV/mmcv" device=cpu torch
+    WHEEL="$(ls "$built"/*.whl 2>/dev/null | head -1 || true)"
+    [ -z "$WHEEL" ] || return 0
+    rm -rf "$ready"
+    torch="$(pinned "$STACK" torch)"
+    if ! pip download --no-deps --only-binary :all: -d "$ready" "$MMCV" >>"$LOG" 2>&1 && [ "$STACK" = original ] &&
+        reachable https://download.openmmlab.com; then
+        ! command -v nvidia-smi >/dev/null || device=cu121
+        pip download --no-deps --only-binary :all: -d "$ready" "$MMCV" \
+            -f "https://download.openmmlab.com/mmcv/dist/$device/torch${torch%.*}.0/index.html" >>"$LOG" 2>&1 || true
+    fi
+    WHEEL="$(ls "$ready"/*.whl 2>/dev/null | head -1 || true)"
+    [ -n "$WHEEL" ]
+}
+
+build_mmcv() {
+    local folder="$CACHE/wheels/torch$(pinned "$STACK" torch)-cp3$MINOR-$(uname -m)" compiler="${CXX:-c++}"
+    if [ "$STACK" = maintained ]; then
+        # the headers of torch >= 2.14 need C++20, mmcv's build asks for C++17; the last word counts
+        printf '#!/bin/sh\nexec %s "$@" -std=c++20\n' "$compiler" >"$VENV/bin/c++20"
+        chmod +x "$VENV/bin/c++20"
+        compiler="$VENV/bin/c++20"
+    fi
+    mkdir -p "$folder"
+    # without --no-build-isolation the build does not see torch and leaves the ops out
+    step "building $MMCV, once on this machine (10 to 30 minutes on 2 cores)" \
+        env MMCV_WITH_OPS=1 CXX="$compiler" PATH="$VENV/bin:$PATH" "$VENV/bin/python" -m pip wheel -v \
+        --no-build-isolation --no-deps --no-binary "${MMCV%%=*}" -w "$folder" "$MMCV" || fail "mmcv could not be built (see $LOG).
+    A C++ compiler and Python's headers are needed:
+    apt-get install g++ python3-dev    (or your system's equivalent), then run this again.
+    Without detection and segmentation nothing has to be built: STACK=light"
+    WHEEL="$(ls "$folder"/*.whl)"
 }
 
 mmcv_has_ops() { "$VENV/bin/python" -c 'import mmcv.ops' 2>>"$LOG"; }
 
 install_mmcv() {
-    if step "mmcv $MMCV_VERSION from a wheel that pip knows" \
-        pip_install --only-binary mmcv "mmcv==$MMCV_VERSION" && mmcv_has_ops; then
-        say 'mmcv: ready-made wheel'
-    elif step "mmcv $MMCV_VERSION from OpenMMLab's prebuilt index" mmcv_from_index && mmcv_has_ops; then
-        say 'mmcv: prebuilt by OpenMMLab'
-    else
-        say 'building mmcv from source, about 8 minutes on 2 cores'
-        # without --no-build-isolation the build does not see torch and leaves the ops out
-        step "mmcv $MMCV_VERSION built from source" env MMCV_WITH_OPS=1 "$VENV/bin/python" -m pip install \
-            --disable-pip-version-check --no-build-isolation --no-binary mmcv --force-reinstall --no-deps "mmcv==$MMCV_VERSION" ||
-            fail "mmcv could not be built (see $LOG). A C++ compiler and Python's headers are needed:
-    apt-get install g++ python3-dev    (or your system's equivalent), then run this again."
-        step 'what mmcv needs' pip_install "mmcv==$MMCV_VERSION" || fail "see $LOG"
+    find_mmcv || build_mmcv
+    step "mmcv from $WHEEL" install --no-deps "$WHEEL" || fail "see $LOG"
+    if ! mmcv_has_ops; then
+        say 'this wheel of mmcv does not work here'
+        case "$WHEEL" in "$CACHE"/*) rm -f "$WHEEL" ;; esac
+        build_mmcv
+        step "mmcv from $WHEEL" install --no-deps --reinstall "$WHEEL" || fail "see $LOG"
         mmcv_has_ops || fail "mmcv was built without its operators (see $LOG)"
     fi
-    rm -rf "$VENV/mim"
+}
+
+# ---------------------------------------------------------------------------- all of it
+
+choose() {
+    local had
+    had="$(cut -d' ' -f1 "$VENV/.ready" 2>/dev/null || true)"
+    case "$had" in original | maintained | light) ;; *) had= ;; esac
+    case "${STACK:=$had}" in
+        '' | original | maintained | light) ;;
+        *) fail "STACK is original, maintained or light, not $STACK" ;;
+    esac
+    if [ -n "$had" ] && [ "$had" != "$STACK" ]; then
+        say "$VENV has the $had set; it is made anew"
+        rm -rf "$VENV"
+    fi
+}
+
+ready() {
+    if [ -L "$VENV" ]; then
+        say "using $VENV, a link, as it is"
+    elif [ -f "$VENV/.ready" ] && [ "$(cat "$VENV/.ready")" = "$(stamp_of "$STACK")" ]; then
+        say "using $VENV, the $STACK set"
+    else
+        return 1
+    fi
 }
 
 main() {
-    if [ -f "$VENV/.ready" ] && [ "$(cat "$VENV/.ready")" = "$(stamp_of)" ]; then
-        say "using $VENV"
-        return
+    local begin=$SECONDS python net modules='mmpretrain, mmdyrep'
+    [ -L "$VENV" ] || choose
+    ready && return
+    python="$(find_python "$STACK")"
+    make_venv "$python"
+    # what is there may be of another version
+    MINOR="$(minor_of "$VENV/bin/python")"
+    if [ -z "$STACK" ]; then
+        STACK="$([ "$MINOR" -lt 12 ] && echo original || echo maintained)"
+        case "$STACK" in original) MMCV=mmcv==2.1.0 ;; maintained) MMCV=onedl-mmcv==2.3.6 ;; esac
+        if [ "$QUICK" = --quick ] && ! find_mmcv; then
+            say "there is no ready-made mmcv for Python 3.$MINOR, and this needs none: taking the light set"
+            STACK=light
+        fi
     fi
-    local python begin=$SECONDS
-    python="$(find_python)"
-    say "making $VENV with $("$python" --version 2>&1); the log is $LOG"
-    mkdir -p "$VENV"
-    if [ ! -x "$VENV/bin/pip" ]; then
-        "$python" -m venv "$VENV" >>"$LOG" 2>&1 || fail "'$python -m venv' does not work (see $LOG).
-    On Debian and Ubuntu: apt-get install python3-venv; without root: pip install --user virtualenv, then
-    $python -m virtualenv $VENV, and run this again."
+    case "$STACK" in original) MMCV=mmcv==2.1.0 ;; maintained) MMCV=onedl-mmcv==2.3.6 ;; esac
+    LOCK="$ROOT/requirements/$STACK.txt"
+    say "Python 3.$MINOR, the $STACK set (STACK=original|maintained|light chooses), into $VENV; the log is $LOG"
+    net="see the end of $LOG. Is the package index reachable (pip download six)? Is the disk full (df -h)? Then run this again."
+    install_torch || fail "$net"
+    step 'the libraries and the tools of the tests' install -r "$LOCK" || fail "$net"
+    if [ "$STACK" != light ]; then
+        install_mmcv
+        modules='mmcv.ops, mmdet, mmseg, mmpretrain, mmdyrep'
     fi
-    local net="see the end of $LOG. Is the package index reachable (pip download six)? Is the disk full (df -h)? Then run this again."
-    step 'build tools' pip_install 'setuptools<81' wheel ninja psutil || fail "$net"
-    step 'torch and torchvision (large)' pip_install \
-        -c "$ROOT/requirements.txt" torch torchvision numpy || fail "$net"
-    install_mmcv
-    step 'mmengine, mmpretrain, mmdet, mmsegmentation' pip_install -r "$ROOT/requirements.txt" || fail "$net"
-    step 'tools of the tests' pip_install -c "$ROOT/requirements.txt" -r "$ROOT/requirements/dev.txt" || fail "$net"
     if ! "$VENV/bin/python" -c 'import cv2' 2>>"$LOG"; then
         # a machine without libGL
-        step 'opencv without a display' sh -c "'$VENV/bin/python' -m pip uninstall -y opencv-python &&
-            '$VENV/bin/python' -m pip install --disable-pip-version-check 'opencv-python-headless<4.12' 'numpy<2'" || fail "$net"
+        step 'opencv without a display' sh -c "'$VENV/bin/python' -m pip uninstall -y opencv-python opencv-python-headless &&
+            '$VENV/bin/python' -m pip install --no-deps 'opencv-python-headless==$("$VENV/bin/python" -c \
+            'from importlib.metadata import version; print(version("opencv-python"))')'" || fail "$net"
     fi
-    step 'mmdyrep itself' pip_install --no-build-isolation --no-deps -e "$ROOT" || fail "see $LOG"
-    "$VENV/bin/python" -c 'import mmcv.ops, mmpretrain, mmdet, mmseg, mmdyrep' >>"$LOG" 2>&1 ||
+    step 'mmdyrep itself' pip install --no-build-isolation --no-deps -e "$ROOT" || fail "see $LOG"
+    "$VENV/bin/python" -c "import $modules" >>"$LOG" 2>&1 ||
         fail "the installed packages do not import (see the end of $LOG). Remove $VENV and run this again."
-    stamp_of >"$VENV/.ready"
-    say "ready after $((SECONDS - begin))s"
+    stamp_of "$STACK" >"$VENV/.ready"
+    say "ready after $((SECONDS - begin))s, $(du -sh "$VENV" | cut -f1)B"
 }
 
 main

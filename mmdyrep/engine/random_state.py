@@ -53,6 +53,24 @@ class FetchWatcher:
         self.index += 1
         return batch
 
+    def skip_iter(self, number: int) -> None:
+        """Fetch the batches that a resumed run is to leave out, as mmengine up to 0.10.7 does it.
+
+        Later ones ask the iterator for it, which then moves its sampler on without loading; here the skipped batches
+        are needed, to be kept and to draw what they drew in the first pass.
+
+        Args:
+            number (int): How many.
+        """
+        for _ in range(number):
+            next(self)
+
+    def __getattr__(self, name: str) -> Any:
+        # a loop may ask its iterator for more than batches
+        if name == 'iterator':
+            raise AttributeError(name)
+        return getattr(self.iterator, name)
+
 
 def watch_fetches(runner: Runner) -> FetchWatcher:
     """The watcher of a runner's iteration loop, put in at the first call; call it in ``before_train``.
@@ -65,6 +83,9 @@ def watch_fetches(runner: Runner) -> FetchWatcher:
         raise TypeError(f'{type(loop).__name__} does not fetch through dataloader_iterator, as IterBasedTrainLoop does')
     if not isinstance(loop.dataloader_iterator, FetchWatcher):
         loop.dataloader_iterator = FetchWatcher(loop.dataloader_iterator)
+        if getattr(loop, 'fast_forward_on_resume', False):
+            # the loop goes on without skipping, so its first fetch is not the first of the run
+            loop.dataloader_iterator.index = loop.iter
     return loop.dataloader_iterator
 
 

@@ -1,15 +1,16 @@
 """RandomStateHook: a run that was killed and resumed ends with the bytes of one that ran straight through."""
+import copy
 import random
 from pathlib import Path
-from typing import Any, List
+from typing import Any, List, Sequence
 
 import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 
-from mmdyrep.engine.random_state import set_random_state, watch_fetches
+from mmdyrep.engine.random_state import FetchWatcher, set_random_state, watch_fetches
 from tests.resuming import killed_and_resumed
 from tests.runs import map_loader, needs_images, small_config, toy_runner
 
@@ -74,6 +75,10 @@ class Endless(torch.utils.data.IterableDataset):
             yield torch.rand(2)
 
 
+def endless() -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(Endless(), batch_size=3)
+
+
 class Collect(Hook):
     """Takes part in fetches as a hook would that refills batches."""
 
@@ -85,7 +90,7 @@ class Collect(Hook):
 
 
 def test_iterable_dataset_without_length_is_skipped_as_it_was_drawn(tmp_path: Path) -> None:
-    loader = torch.utils.data.DataLoader(Endless(), batch_size=3)
+    loader = endless()
     straight = toy_runner(tmp_path, f'{tmp_path.name}-straight', loader=loader)
     straight.train()
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_4.pth'))
@@ -95,6 +100,59 @@ def test_iterable_dataset_without_length_is_skipped_as_it_was_drawn(tmp_path: Pa
     assert len(straight.model.seen) == 6
     assert resumed.model.seen == straight.model.seen[4:]
     assert collect.fetched == list(enumerate(batch for batch, _ in straight.model.seen))
+
+
+class SkippingLoop(IterBasedTrainLoop):
+    """A loop as later versions of mmengine have it: it asks the iterator to skip, or does not skip at all."""
+
+    fast_forward_on_resume = False
+
+    def run(self) -> Any:
+        self.runner.call_hook('before_train')
+        self.runner.call_hook('before_train_epoch')
+        if not self.fast_forward_on_resume:
+            self.dataloader_iterator.skip_iter(self._iter)
+        while self._iter < self._max_iters:
+            self.run_iter(next(self.dataloader_iterator))
+        return self.runner.model
+
+
+def resumed_by(loop: Any, folder: Path, hooks: Sequence[Hook]) -> Runner:
+    (folder / 'last_checkpoint').write_text(str(folder / 'iter_4.pth'))
+    runner = toy_runner(folder, f'{folder.name}-resumed', loader=endless(), hooks=hooks, resume=True)
+    runner._train_loop = loop(runner, endless(), max_iters=6)
+    runner.train()
+    return runner
+
+
+def test_a_loop_that_lets_its_iterator_skip_fetches_and_draws_as_before(tmp_path: Path) -> None:
+    straight = toy_runner(tmp_path, f'{tmp_path.name}-straight', loader=endless())
+    straight.train()
+    collect = Collect()
+    resumed = resumed_by(SkippingLoop, tmp_path, [collect])
+    assert resumed.model.seen == straight.model.seen[4:] and len(resumed.model.seen) == 2
+    assert collect.fetched == list(enumerate(batch for batch, _ in straight.model.seen))
+
+
+def test_a_loop_that_does_not_skip_goes_on_with_the_numbers_of_its_iterations(tmp_path: Path) -> None:
+    toy_runner(tmp_path, f'{tmp_path.name}-straight', loader=endless()).train()
+    collect = Collect()
+    resumed_by(type('Loop', (SkippingLoop, ), dict(fast_forward_on_resume=True)), tmp_path, [collect])
+    assert [index for index, _ in collect.fetched] == [4, 5]
+
+
+def test_what_else_the_iterator_has_is_reached_through_the_watcher() -> None:
+    class Iterator:
+        _epoch = 7
+
+        def __next__(self) -> int:
+            return 1
+
+    watcher = FetchWatcher(Iterator())
+    assert watcher._epoch == 7 and next(watcher) == 1 and watcher.index == 1
+    with pytest.raises(AttributeError, match="'Iterator' object has no attribute 'other'"):
+        watcher.other  # noqa: B018
+    assert copy.copy(watcher).iterator is watcher.iterator
 
 
 def warnings_of(runner: Runner, caplog: Any) -> str:
