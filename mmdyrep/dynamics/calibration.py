@@ -1,32 +1,18 @@
 """Batch norm statistics from batches of an interval (Section 4.1: 20 batches before Eq. 6)."""
-import random
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyrep.reparam import Statistics
+from mmdyrep.reparam.random_state import random_state_kept
 
 
 class Stop(Exception):
     """Leaves a forward pass as soon as nothing more is wanted of it."""
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Put the random state of Python, NumPy and PyTorch (CPU and current GPU) back at the end."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from mmdyrep.reparam import Block, StructureError, eligible, structure as struct
 from . import loading
 from .guard import watch
 from .norms import norm_maker
-from .probing import probe_backbone
+from .probing import probe_backbone, probe_with
 from .settings import build, check_exclude, checked
 from .wrapping import Extension, extended
 
@@ -97,10 +97,20 @@ class DyRepBackbone(Extension):
 
     @property
     def survey(self) -> reparam.Survey:
-        """Ops of the plain backbone that can be expanded, found by one forward pass when first asked for."""
+        """Ops of the plain backbone that can be expanded, each of them tried on a copy when first asked for."""
         if self._dyrep.survey is None:
-            self._dyrep.survey = probe_backbone(self, self._dyrep.input_shape)
+            self._dyrep.survey_by(probe_backbone, self, self._dyrep.input_shape)
         return self._dyrep.survey
+
+    def probe_with(self, *args: Any, **kwargs: Any) -> None:
+        """Survey the plain backbone with inputs of its forward, where that takes something else than one image.
+
+        Raises:
+            ValueError: If there are blocks already.
+        """
+        if self.structure['ops']:
+            raise ValueError('probe_with needs the plain backbone, before any op is expanded')
+        self._dyrep.survey_by(probe_with, self, args, kwargs)
 
     @property
     def structure(self) -> Dict[str, Any]:

@@ -1,10 +1,12 @@
 """The probe's input for a backbone of unknown channels and size."""
-from typing import List, Optional, Tuple
+import inspect
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import nn
 
-from mmdyrep.reparam import Survey, probe, survey
+from mmdyrep.reparam import Survey, examine
+from mmdyrep.reparam.probe import tensors_in
 
 SIZES = ((128, 128), (224, 224))
 
@@ -30,19 +32,56 @@ def zeros(model: nn.Module, shape: Tuple[int, ...]) -> torch.Tensor:
     return like.new_zeros(1, *shape).detach()
 
 
+class NotProbed(RuntimeError):
+    """The forward of a backbone takes none of the inputs that were tried."""
+
+
 def probe_backbone(model: nn.Module, wanted: Optional[Tuple[int, ...]] = None) -> Survey:
     """Survey a backbone with the first input shape that its forward takes.
 
     Raises:
-        RuntimeError: If it takes none of them, with the error of the likeliest.
+        NotProbed: If it takes none of them, with the error of the likeliest.
     """
     tried, first = [], None
     for shape in input_shapes(model, wanted):
         try:
-            return survey(model, probe(model, zeros(model, shape)))
+            return examine(model, zeros(model, shape))
         except Exception as error:  # a forward may fail in any way
             tried.append(shape)
             first = first or error
-    raise RuntimeError(f'{type(model).__name__} could not be probed for its convolutions with inputs of shape '
-                       f'{tried}; give the shape that it takes as input_shape=(C, H, W). '
-                       f'With the first of them: {type(first).__name__}: {first}') from first
+    advice = _other_inputs(model) or 'give the shape that it takes as input_shape=(C, H, W)'
+    raise NotProbed(f'{type(model).__name__} could not be probed for its convolutions with inputs of shape {tried}; '
+                    f'{advice}. With the first of them: {type(first).__name__}: {first}') from first
+
+
+def _other_inputs(model: nn.Module) -> str:
+    """Advice for a forward that does not take one image; empty if it may."""
+    forward = inspect.signature(model.forward)
+    try:
+        forward.bind(None)
+    except TypeError:
+        return (f'its forward takes {forward}, which no input_shape provides. Show it once what it takes, '
+                '.probe_with(...), or leave that to DyRepHook, which does so with the first batch of the training '
+                '(static and structure need it before: load_structure after probe_with)')
+    return ''
+
+
+def probe_with(model: nn.Module, args: Tuple, kwargs: Dict[str, Any]) -> Survey:
+    """Survey a backbone with inputs of a real forward pass, two images of them where it takes so few."""
+    few = _first_two(args, _batch_size((args, kwargs))), _first_two(kwargs, _batch_size((args, kwargs)))
+    try:
+        return examine(model, *few[0], **few[1])
+    except Exception:  # of whatever a batch consists
+        return examine(model, *args, **kwargs)
+
+
+def _batch_size(inputs: Any) -> Optional[int]:
+    return next((len(tensor) for tensor in tensors_in(inputs) if tensor.dim() > 1), None)
+
+
+def _first_two(value: Any, batch: Optional[int]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value[:2] if value.dim() and len(value) == batch else value
+    if isinstance(value, dict):
+        return {key: _first_two(item, batch) for key, item in value.items()}
+    return type(value)(_first_two(item, batch) for item in value) if type(value) in (list, tuple) else value

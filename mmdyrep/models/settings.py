@@ -1,7 +1,8 @@
 """What the wrapper is told: checked before any module is touched."""
 import math
+import time
 from dataclasses import dataclass
-from typing import Any, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from mmengine.registry import MODELS
 from torch import nn
@@ -24,7 +25,14 @@ class Settings:
     static: bool
     pinned: bool
     survey: Optional[reparam.Survey] = None
+    seconds: float = 0.0  # that the survey took
     deployed: bool = False
+
+    def survey_by(self, find: Callable[..., reparam.Survey], *args: Any) -> None:
+        """Keep what ``find(*args)`` finds, and the time that it took."""
+        begin = time.perf_counter()
+        self.survey = find(*args)
+        self.seconds = time.perf_counter() - begin
 
     def excludes(self, name: str) -> bool:
         """Whether the convolution of this name is to be left alone."""

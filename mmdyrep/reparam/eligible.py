@@ -1,11 +1,13 @@
 """Which convolutions can be expanded, and why the others can't."""
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import UninitializedTensorMixin
 
 from .branches import BRANCHES
 from .geometry import Geometry, symmetric_padding
+from .lookalike import has_hooks
 from .probe import Flow
 
 # Subclasses whose forward is the plain convolution on every non-empty input.
@@ -22,13 +24,22 @@ class Survey(NamedTuple):
 def misfit_of_conv(conv: nn.Conv2d) -> str:
     """Why the convolution by itself can't be expanded; empty if it can."""
     kind = type(conv)
+    if is_lazy(conv._parameters.get('weight')):
+        return 'its weight is made by the first forward pass: run the network once before it is wrapped'
     plain = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
     if not plain and f'{kind.__module__}.{kind.__qualname__}' not in PLAIN_CONVS:
         return f'{kind.__name__} is more than a plain convolution'
     if conv._parameters.get('weight') is None:
         return 'its weight is computed from other parameters (weight or spectral norm, parametrization)'
-    if min(conv.kernel_size) == 1:
-        return 'kernel {}x{}'.format(*conv.kernel_size)
+    if 'bias' not in conv._parameters:
+        return 'its bias is computed from other parameters (pruning, parametrization)'
+    own = [name for name in ('forward', '_conv_forward', '__call__') if name in vars(conv)]
+    if own:
+        return f'has a {own[0]} of its own, set on the instance'
+    if has_hooks(conv):
+        return 'has hooks, which may change what it computes'
+    if min(conv.weight.shape[2:]) == 1:
+        return 'kernel {}x{}'.format(*conv.weight.shape[2:])
     if conv.padding_mode != 'zeros':
         return f'padding_mode {conv.padding_mode!r}'
     try:
@@ -38,19 +49,41 @@ def misfit_of_conv(conv: nn.Conv2d) -> str:
     return ''
 
 
+def is_lazy(tensor: Any) -> bool:
+    """Whether a parameter or buffer waits for the first forward pass to get its shape."""
+    return isinstance(tensor, UninitializedTensorMixin)
+
+
 def looks_like_conv(module: nn.Module) -> bool:
     """Whether it is a 2D convolution of a kind of its own: deformable, transposed."""
-    weight = module._parameters.get('weight')
+    weight = dict(module._parameters.items()).get('weight')  # compiled modules have no `get`
     return 'Conv' in type(module).__name__ and weight is not None and weight.dim() == 4
 
 
 def misfit_of_norm(norm: _BatchNorm, conv: nn.Conv2d) -> str:
     """Why a batch norm can't take up the bias of the op in front of it; empty if it can."""
+    if is_lazy(norm.running_mean):
+        return 'the batch norm behind is made by the first forward pass'
     if norm.running_mean is None:
         return 'the batch norm behind keeps no running statistics'
-    if norm.num_features != conv.out_channels:
+    if len(norm.running_mean) != len(conv.weight):
         return 'the batch norm behind works on other channels'
+    if has_hooks(norm, '_forward_pre_hooks'):
+        return 'the batch norm behind has hooks, which may change what it reads'
     return ''
+
+
+def is_switched(norm: str, flow: Flow, model: nn.Module) -> List[str]:
+    """Batch norms that no pass has reached beside this one: a switch may put them in its place.
+
+    They lie in the same module, or in the same list or dict of modules, and are of the same width.
+    """
+    parent, width = norm.rpartition('.')[0], len(model.get_submodule(norm).running_mean)
+    around = {parent}
+    if isinstance(model.get_submodule(parent), (nn.ModuleList, nn.ModuleDict)):
+        around.add(parent.rpartition('.')[0])
+    return [name for name, calls in flow.norm_calls.items() if not calls and name != norm
+            and name.rpartition('.')[0] in around and model.get_submodule(name).num_features == width]
 
 
 def survey(model: nn.Module, flow: Flow) -> Survey:
@@ -64,33 +97,21 @@ def survey(model: nn.Module, flow: Flow) -> Survey:
         Survey: Ops in the order of the network.
     """
     found = Survey({}, {})
-    owners: Dict[int, List[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        # not `.weight`: a parametrized one is computed anew at each look, and looking may change it
-        weight = module._parameters.get('weight') if isinstance(module, nn.Conv2d) else None
-        if weight is not None:
-            owners.setdefault(id(weight), []).append(name)
-        elif not isinstance(module, nn.Conv2d) and looks_like_conv(module):
+    owners = _owners(model)
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d) and looks_like_conv(module):
             found.reasons[name] = f'{type(module).__name__} is no plain convolution'
     for name, use in flow.convs.items():
         conv = model.get_submodule(name)
-        reason = misfit_of_conv(conv)
+        reason = misfit_of_conv(conv) or _shared(name, conv, owners)
         behind = use.follower()
-        shared = [owner for owner in owners.get(id(conv._parameters.get('weight')), ()) if owner != name]
-        if reason:
-            pass
-        elif shared:
-            reason = f'shares its weight with {", ".join(shared)}'
-        elif use.calls != 1:
+        if not reason and use.calls != 1:
             reason = f'called {use.calls} times in a forward pass'
-        elif behind is not None:
-            if flow.norm_calls[behind] != 1:
-                reason = f'the batch norm behind, {behind}, has several inputs'
-            else:
-                reason = misfit_of_norm(model.get_submodule(behind), conv)
+        if not reason and behind is not None:
+            reason = _misfit_behind(model, behind, conv, flow)
             if reason and conv.bias is not None:
                 reason, behind = '', None
-        elif conv.bias is None:
+        elif not reason and conv.bias is None:
             reason = 'no batch norm reads its output alone, and it has no bias of its own'
         if reason:
             found.reasons[name] = reason
@@ -99,7 +120,36 @@ def survey(model: nn.Module, flow: Flow) -> Survey:
     return found
 
 
-def fitting(names: List[str], geometry: Geometry) -> List[str]:
+def _misfit_behind(model: nn.Module, behind: str, conv: nn.Conv2d, flow: Flow) -> str:
+    if flow.norm_calls[behind] != 1:
+        return f'the batch norm behind, {behind}, has several inputs'
+    reason = misfit_of_norm(model.get_submodule(behind), conv)
+    others = [] if reason else is_switched(behind, flow, model)
+    return f'{others[0]}, which was not reached, may be put in place of the batch norm behind' if others else reason
+
+
+def _owners(model: nn.Module) -> Dict[int, List[Tuple[str, str]]]:
+    """Modules and names of the parameters that lie at each place in memory."""
+    owners: Dict[int, List[Tuple[str, str]]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        # not `.weight`: a parametrized one is computed anew at each look, and looking may change it
+        for key, parameter in module._parameters.items():
+            if parameter is not None and not is_lazy(parameter):
+                owners.setdefault(parameter.data_ptr() or id(parameter), []).append((name, key))
+    return owners
+
+
+def _shared(name: str, conv: nn.Conv2d, owners: Mapping[int, List[Tuple[str, str]]]) -> str:
+    for key in ('weight', 'bias'):
+        parameter = conv._parameters.get(key)
+        if parameter is not None:
+            others = [other for other, _ in owners[parameter.data_ptr() or id(parameter)] if other != name]
+            if others:
+                return f'shares its {key} with {", ".join(others)}'
+    return ''
+
+
+def fitting(names: Iterable[str], geometry: Geometry) -> List[str]:
     """Those of the branches, the original left out, that can stand beside such a convolution."""
     return [name for name in names if name != 'kxk' and not BRANCHES[name].misfit(geometry)]
 

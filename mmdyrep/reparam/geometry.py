@@ -16,7 +16,11 @@ def symmetric_padding(conv: nn.Conv2d) -> Pair:
     """
     if not isinstance(conv.padding, str):
         return tuple(conv.padding)
-    left, right, top, bottom = conv._reversed_padding_repeated_twice if conv.padding == 'same' else (0, 0, 0, 0)
+    if conv.padding == 'valid':
+        return 0, 0
+    # not as the attributes say: dilation may have been changed, weights may have been cut since
+    total = [d * (k - 1) for d, k in zip(conv.dilation, conv.weight.shape[2:])]
+    (top, bottom), (left, right) = ((t // 2, t - t // 2) for t in total)
     if left != right or top != bottom:
         raise ValueError(f"padding='same' of a {conv.kernel_size} kernel pads one side more than the other")
     return top, left
@@ -36,8 +40,9 @@ class Geometry:
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> 'Geometry':
-        """Geometry of ``conv``."""
-        return cls(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), tuple(conv.stride),
+        """Geometry of ``conv`` as it computes: channels and kernel are its weight's, which may have been pruned."""
+        out_channels, in_channels, *kernel_size = conv.weight.shape
+        return cls(in_channels * conv.groups, out_channels, tuple(kernel_size), tuple(conv.stride),
                    symmetric_padding(conv), tuple(conv.dilation), conv.groups)
 
     @property

@@ -1,18 +1,21 @@
-"""Which batch norm follows which convolution, found by watching one forward pass."""
+"""Which batch norm follows which convolution, found by watching forward passes of a copy of the network."""
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from .lookalike import has_hooks, lookalike
+from .random_state import random_state_kept
+
 
 @dataclass
 class Use:
     """What the probe saw of one convolution."""
 
-    calls: int = 0
+    calls: int = 0  # the most in one forward pass
     consumers: List[Optional[str]] = field(default_factory=list)  # names of batch norms, None for all else
 
     def follower(self) -> Optional[str]:
@@ -22,10 +25,21 @@ class Use:
 
 @dataclass
 class Flow:
-    """What the probe saw of a network: uses of its convolutions, inputs read by its batch norms."""
+    """What the probe saw of a network: uses of its convolutions, inputs read by its batch norms in one pass."""
 
     convs: Dict[str, Use]
     norm_calls: Dict[str, int]
+    needs_hooks: bool = False  # it does not run without the hooks that somebody has registered
+
+    def join(self, other: 'Flow') -> None:
+        """Add what another pass, by another route, has shown; a convolution that was not reached here stays so."""
+        for name, use in self.convs.items():
+            seen = other.convs.get(name, Use())
+            if use.calls:
+                use.calls = max(use.calls, seen.calls)
+                use.consumers += seen.consumers
+        for name, calls in other.norm_calls.items():
+            self.norm_calls[name] = max(self.norm_calls.get(name, 0), calls)
 
 
 class _Watch(TorchFunctionMode):
@@ -33,62 +47,109 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.outputs: Dict[int, Tuple[Tensor, Use]] = {}
+        self.outputs: Dict[int, Tuple[Tensor, int, Use]] = {}
         self.norms: List[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Tuple = (), kwargs: Optional[Dict] = None) -> Any:
         result = func(*args, **(kwargs or {}))
         # reading a shape or a device is no use; setting values is, though it returns nothing
-        if func is Tensor.__setitem__ or any(True for _ in _tensors(result)):
-            for tensor in _tensors((args, kwargs or {})):
+        if func is Tensor.__setitem__ or any(True for _ in tensors_in(result)):
+            for tensor in tensors_in((args, kwargs or {})):
                 self.note(tensor)
         return result
 
     def note(self, tensor: Tensor) -> None:
         known = self.outputs.get(id(tensor))
         if known is not None and known[0] is tensor:
-            known[1].consumers.append(self.norms[-1] if self.norms else None)
+            known[2].consumers.append(self.norms[-1] if self.norms else None)
+
+    def enter(self, norm: str, inputs: Any) -> None:
+        """A batch norm begins; an output that was changed in place before, by compiled code, has another reader."""
+        for tensor in tensors_in(inputs):
+            known = self.outputs.get(id(tensor))
+            if known is not None and known[0] is tensor and _version(tensor) != known[1]:
+                known[2].consumers.append(None)
+        self.norms.append(norm)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _version(tensor: Tensor) -> int:
+    """How often a tensor has been changed in place; tensors of inference mode don't tell."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in a nest of lists, tuples and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, dict):
-        yield from _tensors(tuple(value.values()))
+        yield from tensors_in(tuple(value.values()))
 
 
-@torch.no_grad()
-def probe(model: nn.Module, x: Tensor) -> Flow:
-    """Run ``model(x)`` in eval mode and record what reads the output of each convolution.
+def probe(model: nn.Module, *args: Any, **kwargs: Any) -> Flow:
+    """Run ``model(*args, **kwargs)`` on copies and record what reads the output of each convolution.
 
-    Functional uses are watched as well as modules. The modes of all modules, the buffers and the random
-    state are as before afterwards, also when the forward fails.
+    Functional uses are watched as well as modules. Beside a pass in eval mode two in train mode are watched,
+    if the network runs without labels, since it may take other routes there. The network itself, its hooks
+    and the random state are left alone, also when the forward fails.
 
     Args:
         model (nn.Module): Network without blocks.
-        x (Tensor): Its input, shape (N, C, H, W).
+        *args: Its inputs, as of shape (N, C, H, W).
+        **kwargs: Inputs by keyword.
 
     Returns:
         Flow: Uses of all convolutions and batch norms.
     """
+    with random_state_kept():
+        try:
+            flow = _watched(lookalike(model).eval, args, kwargs)
+        except Exception:
+            if not any(has_hooks(module) for module in model.modules()):
+                raise
+            flow = _watched(lookalike(model, keep_hooks=True).eval, args, kwargs)
+            flow.needs_hooks = True
+        for _ in range(2):
+            state = torch.random.get_rng_state()
+            try:
+                flow.join(_watched(lookalike(model, flow.needs_hooks).train, doubled(args), doubled(kwargs)))
+            except Exception:  # wants labels, or fails in any other way: evaluation has to do
+                break
+            if torch.equal(torch.random.get_rng_state(), state):
+                break  # nothing is random, nor would another pass be different
+    return flow
+
+
+def doubled(value: Any) -> Any:
+    """The same nest with tensors of one image repeated: norms over a map of one pixel need two in train mode."""
+    if isinstance(value, Tensor):
+        return torch.cat([value, value]) if value.dim() and len(value) == 1 else value
+    if isinstance(value, dict):
+        return {key: doubled(item) for key, item in value.items()}
+    return type(value)(doubled(item) for item in value) if type(value) in (list, tuple) else value
+
+
+@torch.no_grad()
+def _watched(prepare: Callable[[], Any], args: Tuple, kwargs: Dict[str, Any]) -> Flow:
+    """One pass through the copy that the bound method ``prepare``, train or eval, belongs to."""
+    model: nn.Module = prepare.__self__
+    prepare()
     watch = _Watch()
     flow = Flow({}, {})
-    hooks, modes = [], [(module, module.training) for module in model.modules()]
 
-    def produce(name: str):
+    def produce(name: str) -> Callable:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
             use = flow.convs[name]
             use.calls += 1
-            watch.outputs[id(output)] = output, use
+            watch.outputs[id(output)] = output, _version(output), use
         return hook
 
-    def enter(name: str):
-        def hook(module: nn.Module, inputs: Tuple[Tensor, ...]) -> None:
+    def enter(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: Any, keywords: Any) -> None:
             flow.norm_calls[name] += 1
-            watch.norms.append(name)
+            watch.enter(name, (inputs, keywords))
         return hook
 
     def leave(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -97,19 +158,13 @@ def probe(model: nn.Module, x: Tensor) -> Flow:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             flow.convs[name] = Use()
-            hooks.append(module.register_forward_hook(produce(name)))
+            module.register_forward_hook(produce(name))
         elif isinstance(module, _BatchNorm):
             flow.norm_calls[name] = 0
-            hooks += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
-    try:
-        model.eval()
-        with torch.random.fork_rng(devices=[]), watch:
-            output = model(x)
-        for tensor in _tensors(output):
-            watch.note(tensor)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes:
-            module.training = mode
+            module.register_forward_pre_hook(enter(name), with_kwargs=True)
+            module.register_forward_hook(leave)
+    with watch:
+        output = model(*args, **kwargs)
+    for tensor in tensors_in(output):
+        watch.note(tensor)
     return flow

@@ -82,3 +82,50 @@ def test_exclude_reaches_into_blocks():
     net.expand('layer1.0.conv1')
     inner = 'layer1.0.conv1.branches.{}.conv'
     assert net.skipped()[inner.format('1x1_kxk')] == 'excluded' and inner.format('kxk') in net.candidates()
+
+
+class TwoImages(nn.Module):
+    """Compares two images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.joint, self.joint_bn = nn.Conv2d(8, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.head = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, first, second):
+        pair = [torch.relu(self.bn(self.conv(first))), torch.relu(second.mean(1, keepdim=True).expand(-1, 4, -1, -1))]
+        return self.head(self.joint_bn(self.joint(torch.cat(pair, 1))))
+
+
+class OfDict(TwoImages):
+
+    def forward(self, inputs, *, scale):
+        return super().forward(inputs['left'], inputs['right'][0]) * scale
+
+
+PAIR = images(16, batch=5).float(), images(16, batch=5).float()
+
+
+@pytest.mark.parametrize('kind, args, kwargs', [
+    (TwoImages, PAIR, {}),
+    (TwoImages, PAIR[:1], dict(second=PAIR[1])),
+    (TwoImages, (), dict(first=PAIR[0], second=PAIR[1])),
+    (OfDict, (dict(left=PAIR[0], right=[PAIR[1]]),), dict(scale=2)),
+    (OfDict, (dict(left=PAIR[0], right=[PAIR[1]]),), dict(scale=torch.rand(5, 1, 1, 1))),
+])
+def test_inputs_that_no_shape_tells_are_refused_with_the_right_advice_and_shown_by_hand(kind, args, kwargs):
+    torch.manual_seed(0)
+    net = DyRepBackbone(kind())
+    with pytest.raises(RuntimeError, match='which no input_shape provides.*probe_with') as refusal:
+        net.candidates()
+    assert 'give the shape' not in str(refusal.value)
+    net.probe_with(*args, **kwargs)
+    assert net.candidates() == ['conv', 'joint', 'head']
+    net.eval()
+    before = net(*args, **kwargs)
+    net.expand('joint')
+    net.expand('head')
+    assert difference((net(*args, **kwargs),), (before,)) < 1e-4
+    with pytest.raises(ValueError, match='before any op is expanded'):
+        net.probe_with(*args, **kwargs)
