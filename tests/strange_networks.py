@@ -266,6 +266,41 @@ class Branches(Net):
         return self.bn_b(self.branches['1x1'](x) + self.branches['kxk'](x) + self.b(x))
 
 
+class Holder:
+
+    def __init__(self, **parts) -> None:
+        self.__dict__.update(parts)
+
+
+def kept(net: Net, x: Tensor) -> Tensor:
+    net.hint = Holder(features=[net.b(x)])
+    return net.bn_b(net.hint.features[0])
+
+
+class Returned(Net):
+    """Gives an object that holds the raw output, too."""
+
+    def forward(self, x: Tensor) -> Holder:
+        y = self.b(F.relu(self.bn_a(self.a(x))))
+        return Holder(raw=y, out=self.bn_c(self.c(self.bn_b(y))))
+
+
+class FusedInEval(Net):
+    """Replaces one convolution and its norm when it is put into eval mode."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if not mode and isinstance(self.bn_b, nn.BatchNorm2d):
+            self.fused, self.b, self.bn_b = conv().to(self.a.weight), nn.Identity(), nn.Identity()
+        return super().train(mode)
+
+    def pair(self, x: Tensor) -> Tensor:
+        return self.fused(x) if hasattr(self, 'fused') else super().pair(x)
+
+
+def tied_statistics(net: Net) -> None:
+    net.bn_c.running_mean = net.bn_b.running_mean
+
+
 class Case(NamedTuple):
     """A strange network.
 
@@ -316,6 +351,18 @@ STRANGE: Dict[str, Case] = {
     'compiled module within': Case(written('Within', lambda net, x: net.bn_b(net.b(net.scripted(x))),
                                            lambda net: setattr(net, 'scripted', torch.jit.script(Scripted())))),
     'branches of its own': Case(Branches, 'no batch norm reads'),
+    'raw output kept in an attribute': Case(written('Kept', kept), 'no batch norm reads its output alone'),
+    'raw output returned in an object': Case(Returned, 'no batch norm reads its output alone'),
+    'fused when put into eval mode': Case(FusedInEval, 'is not there in eval mode'),
+    'running mean shared by two norms': Case(changed(tied_statistics),
+                                             'the batch norm behind shares its running_mean with bn_c'),
+    'graph module': Case(lambda: torch.fx.symbolic_trace(Net())),
+    'synchronized norms': Case(lambda: nn.SyncBatchNorm.convert_sync_batchnorm(Net())),
+    'two names for one convolution': Case(written('Named', lambda net, x: net.bn_b(net.other(x)), lambda net: setattr(
+        net, 'other', net.b)), 'shares its weight with other'),
+    'dropout in eval mode': Case(written('Dropping', lambda net, x: net.bn_b(net.b(F.dropout(x, training=True))))),
+    'identity in between': Case(written('Between', lambda net, x: net.bn_b(net.between(net.b(x))), lambda net: setattr(
+        net, 'between', nn.Identity()))),
     'called twice': Case(written('Twice', lambda net, x: net.bn_b(net.b(net.b(x)))), 'called 2 times'),
     'a shallow copy in use': Case(written('Copied', lambda net, x: net.bn_b(copy.copy(net.b)(x)))),
     'norm called by keyword': Case(written('Keyword', lambda net, x: net.bn_b(input=net.b(x)))),

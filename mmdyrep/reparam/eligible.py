@@ -1,5 +1,5 @@
 """Which convolutions can be expanded, and why the others can't."""
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,6 +12,10 @@ from .probe import Flow
 
 # Subclasses whose forward is the plain convolution on every non-empty input.
 PLAIN_CONVS = ('mmcv.cnn.bricks.wrappers.Conv2d',)
+
+
+# names of the modules that hold the tensor at each place in memory
+Owners = Dict[int, List[str]]
 
 
 class Survey(NamedTuple):
@@ -97,18 +101,23 @@ def survey(model: nn.Module, flow: Flow) -> Survey:
         Survey: Ops in the order of the network.
     """
     found = Survey({}, {})
-    owners = _owners(model)
+    owners, convs = _owners(model), {}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Conv2d) and looks_like_conv(module):
+        if isinstance(module, nn.Conv2d):
+            convs[name] = module
+        elif looks_like_conv(module):
             found.reasons[name] = f'{type(module).__name__} is no plain convolution'
-    for name, use in flow.convs.items():
-        conv = model.get_submodule(name)
+    for name, conv in convs.items():
+        if name not in flow.convs:
+            found.reasons[name] = 'is not there in eval mode'
+            continue
+        use = flow.convs[name]
         reason = misfit_of_conv(conv) or _shared(name, conv, owners)
         behind = use.follower()
         if not reason and use.calls != 1:
             reason = f'called {use.calls} times in a forward pass'
         if not reason and behind is not None:
-            reason = _misfit_behind(model, behind, conv, flow)
+            reason = _misfit_behind(model, behind, conv, flow, owners)
             if reason and conv.bias is not None:
                 reason, behind = '', None
         elif not reason and conv.bias is None:
@@ -120,32 +129,34 @@ def survey(model: nn.Module, flow: Flow) -> Survey:
     return found
 
 
-def _misfit_behind(model: nn.Module, behind: str, conv: nn.Conv2d, flow: Flow) -> str:
+def _misfit_behind(model: nn.Module, behind: str, conv: nn.Conv2d, flow: Flow, owners: Owners) -> str:
     if flow.norm_calls[behind] != 1:
         return f'the batch norm behind, {behind}, has several inputs'
     reason = misfit_of_norm(model.get_submodule(behind), conv)
+    shared = _shared(behind, model.get_submodule(behind), owners, ('running_mean',))
+    reason = reason or (shared and f'the batch norm behind {shared}')
     others = [] if reason else is_switched(behind, flow, model)
     return f'{others[0]}, which was not reached, may be put in place of the batch norm behind' if others else reason
 
 
-def _owners(model: nn.Module) -> Dict[int, List[Tuple[str, str]]]:
-    """Modules and names of the parameters that lie at each place in memory."""
-    owners: Dict[int, List[Tuple[str, str]]] = {}
+def _owners(model: nn.Module) -> Owners:
+    """Modules that hold the parameter or buffer at each place in memory."""
+    owners: Owners = {}
     for name, module in model.named_modules(remove_duplicate=False):
         # not `.weight`: a parametrized one is computed anew at each look, and looking may change it
-        for key, parameter in module._parameters.items():
-            if parameter is not None and not is_lazy(parameter):
-                owners.setdefault(parameter.data_ptr() or id(parameter), []).append((name, key))
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and not is_lazy(tensor):
+                owners.setdefault(tensor.data_ptr() or id(tensor), []).append(name)
     return owners
 
 
-def _shared(name: str, conv: nn.Conv2d, owners: Mapping[int, List[Tuple[str, str]]]) -> str:
-    for key in ('weight', 'bias'):
-        parameter = conv._parameters.get(key)
-        if parameter is not None:
-            others = [other for other, _ in owners[parameter.data_ptr() or id(parameter)] if other != name]
-            if others:
-                return f'shares its {key} with {", ".join(others)}'
+def _shared(name: str, module: nn.Module, owners: Owners, keys: Sequence[str] = ('weight', 'bias')) -> str:
+    for key in keys:
+        tensor = module._parameters.get(key, module._buffers.get(key))
+        others = [other for other in owners.get(tensor.data_ptr() or id(tensor), ()) if other != name
+                  ] if tensor is not None else []
+        if others:
+            return f'shares its {key} with {", ".join(others)}'
     return ''
 
 

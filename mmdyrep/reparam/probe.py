@@ -1,6 +1,7 @@
 """Which batch norm follows which convolution, found by watching forward passes of a copy of the network."""
+import types
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class _Watch(TorchFunctionMode):
         self.outputs: Dict[int, Tuple[Tensor, int, Use]] = {}
         self.norms: List[str] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Tuple = (), kwargs: Optional[Dict] = None) -> Any:
+    def __torch_function__(self, func: Any, kinds: Any, args: Tuple = (), kwargs: Optional[Dict] = None) -> Any:
         result = func(*args, **(kwargs or {}))
         # reading a shape or a device is no use; setting values is, though it returns nothing
         if func is Tensor.__setitem__ or any(True for _ in tensors_in(result)):
@@ -77,15 +78,22 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in a nest of lists, tuples and dicts."""
+def tensors_in(value: Any, _seen: Optional[Set[int]] = None) -> Iterator[Tensor]:
+    """All tensors in a nest of lists, tuples, dicts and objects, modules left out."""
+    seen = set() if _seen is None else _seen
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        yield from tensors_in(tuple(value.values()))
+    elif id(value) not in seen and not isinstance(value, (nn.Module, type, types.ModuleType)):
+        seen.add(id(value))
+        if isinstance(value, (list, tuple, set)):
+            inner = value
+        elif isinstance(value, Mapping):
+            inner = value.values()
+        else:
+            # of classes of the user's, as outputs are; others hold whatever they like
+            inner = vars(value).values() if hasattr(value, '__dict__') and not callable(value) else ()
+        for item in list(inner):
+            yield from tensors_in(item, seen)
 
 
 def probe(model: nn.Module, *args: Any, **kwargs: Any) -> Flow:
@@ -156,6 +164,8 @@ def _watched(prepare: Callable[[], Any], args: Tuple, kwargs: Dict[str, Any]) ->
         watch.norms.pop()
 
     for name, module in model.named_modules():
+        if type(module) is nn.SyncBatchNorm:
+            module.__class__ = nn.BatchNorm2d  # other processes have nothing to do with it, nor has a GPU
         if isinstance(module, nn.Conv2d):
             flow.convs[name] = Use()
             module.register_forward_hook(produce(name))
@@ -165,6 +175,9 @@ def _watched(prepare: Callable[[], Any], args: Tuple, kwargs: Dict[str, Any]) ->
             module.register_forward_hook(leave)
     with watch:
         output = model(*args, **kwargs)
-    for tensor in tensors_in(output):
+    # what is kept in an attribute may be read later, by a loss
+    kept = [value for module in model.modules() for key, value in vars(module).items()
+            if key not in ('_parameters', '_buffers', '_modules')]
+    for tensor in tensors_in([output, kept]):
         watch.note(tensor)
     return flow

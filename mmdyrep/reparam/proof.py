@@ -17,7 +17,7 @@ from . import surgery
 from .block import Statistics
 from .eligible import Survey, fitting, is_lazy, survey
 from .lookalike import lookalike
-from .probe import probe, tensors_in
+from .probe import Flow, probe, tensors_in
 from .random_state import random_state_kept
 
 # relative to the largest value
@@ -43,7 +43,7 @@ def examine(model: nn.Module, *args: Any, **kwargs: Any) -> Survey:
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
     try:
         with random_state_kept():
-            flow = probe(model, *args, **kwargs)
+            flow = _probe(model, args, kwargs)
             found = survey(model, flow)
             reasons = _try(lookalike(model, flow.needs_hooks), found.ops, args, kwargs) if found.ops else {}
     finally:
@@ -55,6 +55,17 @@ def examine(model: nn.Module, *args: Any, **kwargs: Any) -> Survey:
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
     merged = sorted({**found.reasons, **reasons}.items(), key=lambda item: order[item[0]])
     return Survey(ops, dict(merged))
+
+
+def _probe(model: nn.Module, args: Tuple, kwargs: Dict[str, Any]) -> Flow:
+    """In the network's own precision, or in float32 where the device can't do that."""
+    try:
+        return probe(model, *args, **kwargs)
+    except Exception:
+        if not any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters()):
+            raise
+        single = lookalike(model, keep_hooks=True).float()
+        return probe(single, *_inputs(args, torch.float32), **_inputs(kwargs, torch.float32))
 
 
 def _try(model: nn.Module, ops: Behind, args: Tuple, kwargs: Dict[str, Any]) -> Reasons:
