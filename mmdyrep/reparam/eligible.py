@@ -153,8 +153,9 @@ def _owners(model: nn.Module) -> Owners:
 def _shared(name: str, module: nn.Module, owners: Owners, keys: Sequence[str] = ('weight', 'bias')) -> str:
     for key in keys:
         tensor = module._parameters.get(key, module._buffers.get(key))
-        others = [other for other in owners.get(tensor.data_ptr() or id(tensor), ()) if other != name
-                  ] if tensor is not None else []
+        if tensor is None or is_lazy(tensor):
+            continue
+        others = [other for other in owners[tensor.data_ptr() or id(tensor)] if other != name]
         if others:
             return f'shares its {key} with {", ".join(others)}'
     return ''
