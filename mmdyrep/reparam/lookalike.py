@@ -23,7 +23,7 @@ def lookalike(model: nn.Module, keep_hooks: bool = False) -> nn.Module:
         keep_hooks (bool): Keep all hooks, for a network that does not run without them. Defaults to False.
 
     Returns:
-        nn.Module: The copy, on the same devices and in the same modes.
+        nn.Module: The copy, on the same devices and in the same modes, of the class that the network had at first.
     """
     attributes = [(key, value) for module in model.modules() for key, value in vars(module).items()
                   if key not in ('_parameters', '_buffers', '_modules')]
@@ -51,6 +51,8 @@ def lookalike(model: nn.Module, keep_hooks: bool = False) -> nn.Module:
                 vars(module)[key] = _bound_to(value, twins)
     for hooks, chosen in kept:
         hooks.update({number: _bound_to(hook, twins) for number, hook in chosen.items()})
+    # a class that was extended to look after blocks would do so in the copy, too
+    copied.__class__ = getattr(type(copied), '_inner_class', type(copied))
     return copied
 
 
