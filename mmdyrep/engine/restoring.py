@@ -6,6 +6,8 @@ import torch
 from mmengine.optim import OptimWrapper, _ParamScheduler
 from torch import nn
 
+from mmdyrep.reparam.handing import HOOK_TABLES
+
 Undo = Callable[[], None]
 
 
@@ -38,8 +40,10 @@ def _module_undo(module: nn.Module) -> Undo:
     own = [tensor for table in (module._parameters, module._buffers) for tensor in table.values() if tensor is not None]
     values = [(tensor, tensor.detach().clone()) for tensor in own]
     training = module.training
+    hooks = {name: vars(module)[name] for name in HOOK_TABLES if name in vars(module)}
 
     def undo() -> None:
+        vars(module).update(hooks)
         for table, content in tables:
             table.clear()
             table.update(content)

@@ -17,6 +17,7 @@ from . import loading
 from .guard import watch
 from .norms import norm_maker
 from .probing import probe_backbone, probe_with
+from .reasons import why_not
 from .settings import build, check_exclude, checked
 from .wrapping import Extension, extended
 
@@ -149,25 +150,11 @@ class DyRepBackbone(Extension):
     def _reasons(self) -> Dict[str, str]:
         if self._dyrep.deployed:
             return {}
-        found = {name: self._reason(name) for name in self._ops()
+        found = {name: why_not(self, name, self._dyrep) for name in self._ops()
                  if not isinstance(self.get_submodule(name), Block)}
         found.update(self.survey.reasons)
         order = {name: place for place, (name, _) in enumerate(self.named_modules())}
         return dict(sorted(found.items(), key=lambda item: order.get(item[0], -1)))
-
-    def _reason(self, name: str) -> str:
-        op, depth, space = self.get_submodule(name), structures.depth_of(name), self._dyrep.space
-        geometry = surgery.geometry_of(op)
-        if self._dyrep.excludes(name):
-            return 'excluded'
-        if not op.weight.requires_grad:
-            return 'frozen'
-        if depth >= self._dyrep.max_depth:
-            return f'lies in {depth} blocks already (max_depth={self._dyrep.max_depth})'
-        if not reparam.fitting(space, geometry):
-            misfits = [f'{branch} {reparam.BRANCHES[branch].misfit(geometry)}' for branch in space if branch != 'kxk']
-            return f'no branch of the space fits: {"; ".join(misfits)}'
-        return ''
 
     # ------------------------------------------------------------------ Rep and Dep
 
@@ -267,7 +254,6 @@ class DyRepBackbone(Extension):
                     make_norm=norm_maker(settings.norm_cfg))
 
     def _changed(self) -> None:
-        self.train(self.training)
         watch(self)
         info = getattr(self, '_params_init_info', None)
         if info is not None:

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import kernels
+from .answers import AsConv
 from .branches import BRANCHES, Branch, MakeNorm
 from .geometry import Geometry
+from .handing import exchange_hooks
 from .kernels import Kernel
 
 # Below this, a channel's gamma is moved into the weight before something is absorbed by division.
@@ -28,7 +30,7 @@ Measure = Callable[[Sequence[_BatchNorm]], List[Statistics]]
 def restate(bn: _BatchNorm, statistics: Statistics) -> None:
     """Give a batch norm other running statistics; gamma and beta change so that its eval output does not."""
     mean, var = (value.double() for value in statistics)
-    factor = kernels.gain(bn)
+    factor = kernels.gain(bn).detach()
     beta = bn.bias.detach().double() + (mean - bn.running_mean.double()) * factor
     _store(bn, mean, var, factor * (var + bn.eps).sqrt(), beta)
 
@@ -50,14 +52,15 @@ def _draw(branch: Branch, gamma: float, generator: Optional[torch.Generator]) ->
     nn.init.constant_(branch.bn.weight, gamma)
 
 
-class Block(nn.Module):
+class Block(AsConv):
     """Branches around an original convolution: ``scale * sum_j BN_j(op_j(x))``.
 
     ``scale``, shape (C_out,), is the deviation of the op's output when it was first expanded. It lets the
     branches work on normalized values, so that a gamma means the same in every op.
 
     Args:
-        conv (nn.Conv2d): The original; the module itself moves into the block, its bias into the batch norm.
+        conv (nn.Conv2d): The original; the module itself moves into the block, its bias into the batch norm; hooks
+            that it has become hooks of the block.
         make_norm (callable): Makes a batch norm for a number of channels.
         behind (Statistics, optional): Mean and variance of the op's output. Defaults to 0 and 1.
         rescale (bool): False keeps the scale at 1. Defaults to True.
@@ -68,11 +71,15 @@ class Block(nn.Module):
         super().__init__()
         self.geometry = Geometry.of(conv)
         self.has_bias = conv.bias is not None
+        # of the bias, which is no parameter as long as the block lasts
+        self.trains_bias = self.has_bias and conv.bias.requires_grad
         self.make_norm = make_norm
         self.register_buffer('scale', torch.ones_like(conv.weight[:, 0, 0, 0]).detach())
         self.branches = nn.ModuleDict()
-        kernel = kernels.of_conv(conv)
+        with torch.no_grad():
+            kernel = kernels.of_conv(conv)
         conv.bias = None
+        exchange_hooks(conv, self)
         self.train(conv.training)
         self._insert('kxk', BRANCHES['kxk'](self.geometry, make_norm, conv))
         self.assign(kernel, behind, rescale and behind is not None)
@@ -96,8 +103,13 @@ class Block(nn.Module):
             out = out + branch(input)
         return out * self.scale.view(1, -1, 1, 1)
 
+    @torch.no_grad()
     def kernel(self) -> Kernel:
         """Convolution that the block is equivalent to in eval mode (Eq. 2)."""
+        return self.merged()
+
+    def merged(self) -> Kernel:
+        """As :meth:`kernel`, with gradients to the branches."""
         return self._sum(self.branches.values()).scaled(self.scale.double())
 
     def _sum(self, branches: Iterator[Branch]) -> Kernel:
@@ -116,10 +128,9 @@ class Block(nn.Module):
         if not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
             branch.to(memory_format=torch.channels_last)
         branch.train(self.training)
-        for module in branch.modules():
-            if isinstance(module, _BatchNorm) and name != 'kxk':
-                # follows frozen statistics too, see `follow`
-                module.train(self.origin.bn.training)
+        if name != 'kxk':
+            # follows frozen statistics too, see `follow`
+            _continue(_norms(branch), self.origin.bn)
         self.branches[name] = branch
         # one order whatever the history: optimizer state is matched by position when a run is resumed
         for known in BRANCHES:
@@ -235,6 +246,10 @@ class Block(nn.Module):
         for norm in _norms(self):
             norm.train(behind.training)
 
+    def begin(self, behind: _BatchNorm) -> None:
+        """Let the norms of a block just made go on where the one behind the op stands."""
+        _continue(_norms(self), behind)
+
     @torch.no_grad()
     def fold(self) -> Kernel:
         """Write the block's function into its original convolution, which leaves the block.
@@ -244,12 +259,12 @@ class Block(nn.Module):
         """
         kernel = self.kernel()
         conv = self.original_conv()
+        exchange_hooks(self, conv)
         conv.weight.copy_(kernel.weight)
         # a tool that fuses convolution and norm may have given it one
         conv.bias = None
         if self.has_bias:
-            bias = nn.Parameter(kernel.bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
-            conv.bias = bias
+            conv.bias = nn.Parameter(kernel.bias.to(conv.weight.dtype), requires_grad=self.trains_bias)
         return kernel
 
     def original_conv(self) -> nn.Conv2d:
@@ -260,6 +275,14 @@ class Block(nn.Module):
 
 def _norms(module: nn.Module) -> List[_BatchNorm]:
     return [child for child in module.modules() if isinstance(child, _BatchNorm)]
+
+
+@torch.no_grad()
+def _continue(norms: Sequence[_BatchNorm], like: _BatchNorm) -> None:
+    """Give norms the mode of another one and its count of batches, which cumulative averages (momentum=None) need."""
+    for norm in norms:
+        norm.train(like.training)
+        norm.num_batches_tracked.copy_(like.num_batches_tracked)
 
 
 def _multiply(op: nn.Module, factor: Tensor) -> None:

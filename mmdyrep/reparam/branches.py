@@ -221,10 +221,10 @@ def kernel_of(op: nn.Module) -> Kernel:
     """
     if isinstance(op, nn.Conv2d):
         return kernels.of_conv(op)
-    if not hasattr(op, 'kernel'):
+    if not hasattr(op, 'merged'):
         raise TypeError(f'a convolution in a block has been replaced by {type(op).__name__}, which has no known '
                         'kernel; fuse the blocks (switch_to_deploy) before another tool changes convolutions')
-    return op.kernel()
+    return op.merged()
 
 
 def bordered(conv: nn.Conv2d, geometry: Geometry, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Equivalences of re-parameterization as pure functions on kernels (Section 3 of the paper).
 
-Everything is computed in float64 and in the device of its input; whoever stores a result casts it once.
+Everything is computed in float64 and in the device of its input, with gradients where they are on; whoever stores a
+result casts it once.
 """
 from typing import NamedTuple, Optional
 
@@ -29,14 +30,14 @@ class Kernel(NamedTuple):
 
 def of_conv(conv: nn.Conv2d) -> Kernel:
     """Kernel of a convolution; a missing bias counts as zero."""
-    weight = conv.weight.detach().double()
-    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach().double()
+    weight = conv.weight.double()
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
     return Kernel(weight, bias)
 
 
 def gain(bn: _BatchNorm) -> Tensor:
     """Factor gamma / sqrt(var + eps), shape (C,), by which ``bn`` multiplies its input in eval mode."""
-    return bn.weight.detach().double() / deviation(bn)
+    return bn.weight.double() / deviation(bn)
 
 
 def deviation(bn: _BatchNorm) -> Tensor:
@@ -58,7 +59,7 @@ def fuse_bn(kernel: Kernel, bn: _BatchNorm) -> Kernel:
     if isinstance(bn, nn.Identity):
         return kernel
     factor = gain(bn)
-    bias = (kernel.bias - bn.running_mean.double()) * factor + bn.bias.detach().double()
+    bias = (kernel.bias - bn.running_mean.double()) * factor + bn.bias.double()
     return Kernel(kernel.weight * factor.view(-1, 1, 1, 1), bias)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from .block import Block
 from .branches import BRANCHES
 from .geometry import Geometry
+from .handing import why_not_now
 
 VERSION = 1
 Ops = Dict[str, List[str]]
@@ -152,6 +153,9 @@ def _check_op(name: str, wanted: Mapping[str, Any], model: nn.Module, eligible: 
         geometry = outer if branch == 'kxk' else replace(outer, padding=(0, 0))
     elif name in eligible:
         op = model.get_submodule(name)
+        reason = '' if isinstance(op, Block) else why_not_now(op)
+        if reason:
+            raise StructureError(f'{name}: {reason}')
         geometry = op.geometry if isinstance(op, Block) else Geometry.of(op)
     else:
         raise StructureError(f"{name}: {reasons.get(name, 'the network has no convolution of this name')}")

@@ -11,6 +11,7 @@ from . import structure as structures
 from .block import Block, Measure, Statistics
 from .branches import MakeNorm
 from .geometry import Geometry
+from .handing import why_not_now
 from .kernels import Kernel
 
 # name of the batch norm behind each op of the plain network, None where the op has a bias instead
@@ -83,6 +84,9 @@ def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
 
     Returns:
         list[str]: The branches that were added.
+
+    Raises:
+        ValueError: If something has been done to the convolution that a block can't take over.
     """
     op = model.get_submodule(name)
     new = [branch for branch in branches if branch != 'kxk' and not (isinstance(op, Block) and branch in op.branches)]
@@ -91,6 +95,9 @@ def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
     follower = norm_behind(model, name, behind)
     is_new = not isinstance(op, Block)
     if is_new:
+        reason = why_not_now(op)
+        if reason:
+            raise ValueError(f'{name} can not be expanded: {reason}')
         statistics = None
         if follower is not None:
             bias = 0 if op.bias is None else op.bias.detach()
@@ -99,7 +106,7 @@ def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
         op = Block(op, maker(follower), statistics, rescale)
         _replace(model, name, op)
         if follower is not None:
-            op.follow(follower)
+            op.begin(follower)
     else:
         op.require_norms()
         op.make_norm = _norm_within(op.origin.bn)
