@@ -14,6 +14,7 @@ from mmdyrep.fileio import PathLike, read_checkpoint, read_json
 from mmdyrep.models import DyRepBackbone
 from mmdyrep.models.building import build_model
 from mmdyrep.models.probing import input_shapes, zeros
+from mmdyrep.reparam import surgery
 from mmdyrep.reparam.structure import root_of
 
 from .uncounted import uncounted
@@ -127,8 +128,9 @@ def _count(model: nn.Module, backbone: nn.Module, prefix: str, shape: Tuple[int,
     counted = macs.count(model, x, **_mode(model)) if whole else macs.count(backbone, x)
     start = '' if whole else prefix
     op_macs: Dict[str, int] = {}
+    roots = {prefix + op for op in surgery.outer_blocks(backbone)}
     for name, value in counted.by_name.items():
-        op = root_of(start + name)
+        op = root_of(start + name, roots)
         op_macs[op] = op_macs.get(op, 0) + value
     of_backbone = sum(value for name, value in op_macs.items() if name.startswith(prefix))
     totals = {'backbone': of_backbone, **({'model': counted.total} if whole else {})}

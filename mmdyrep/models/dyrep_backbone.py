@@ -179,9 +179,9 @@ class DyRepBackbone(Extension):
             branches = reparam.fitting(self._dyrep.space, geometry)
         branches = [branches] if isinstance(branches, str) else list(branches)
         eligible.check_branches(branches, geometry, name)
-        if structures.depth_of(name) >= self._dyrep.max_depth:
-            raise ValueError(f'{name} lies in {structures.depth_of(name)} blocks already '
-                             f'(max_depth={self._dyrep.max_depth})')
+        depth = structures.depth_of(name, self.survey.ops)
+        if depth >= self._dyrep.max_depth:
+            raise ValueError(f'{name} lies in {depth} blocks already (max_depth={self._dyrep.max_depth})')
         added = surgery.expand(self, name, branches, self.survey.ops, generator=generator, measure=measure,
                                **self._options())
         self._changed()
@@ -318,6 +318,7 @@ class DyRepBackbone(Extension):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         self.match_structure(state_dict, prefix)
         if self.structure['ops']:
-            # the last argument collects the loader's errors
-            args[-1].extend(loading.take_plain_weights(self, state_dict, prefix, self.survey.ops))
+            # the last three collect what the loader reports
+            with torch.no_grad():
+                loading.take_plain_weights(self, state_dict, prefix, self.survey.ops, args[-3:])
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -2,16 +2,17 @@
 import copy
 import os
 import re
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 from mmengine.model import PretrainedInit
 from mmengine.runner import CheckpointLoader
-from torch import nn
+from torch import Tensor, nn
 
 from mmdyrep.fileio import NoStateDict, read_checkpoint
-from mmdyrep.reparam import Block, Statistics, StructureError, blocks_of, depth_of, ops_in_keys
-from mmdyrep.reparam.kernels import Kernel
+from mmdyrep.reparam import Block, Statistics, StructureError, blocks_of, ops_in_keys
+from mmdyrep.reparam.kernels import of_conv
 from mmdyrep.reparam.structure import root_of, root_of_key
+from mmdyrep.reparam.surgery import outer_blocks
 
 
 def looks_augmented(keys: Iterable[str]) -> bool:
@@ -38,69 +39,80 @@ def target_structure(model: nn.Module, keys: Iterable[str], eligible: Iterable[s
         StructureError: If the file has a block where this backbone can't have one, or an unknown branch.
     """
     keys, eligible = set(keys), set(eligible)
-    # a network may have a module called `branches` of its own
-    roots = {key: root_of_key(key) for key in keys}
+    # a network may have modules called `branches` of its own
+    own = {name for name, _ in model.named_modules() if root_of(name, eligible) == name}
+    roots = {key: root_of_key(key, eligible) for key in keys}
     mine = [key for key, root in roots.items() if root is not None and (
-        root in eligible or f'{root}.branches.kxk.bn.weight' in keys)]
-    found = ops_in_keys(mine)
-    strange = [name for name in found if root_of(name) not in eligible]
+        root in eligible or f'{root}.branches.kxk.bn.weight' in keys and f'{root}.branches' not in own)]
+    found = ops_in_keys(mine, eligible)
+    strange = [name for name in found if root_of(name, eligible) not in eligible]
     if strange:
         raise StructureError(f'the state dict has a block at {strange[0]}, where this backbone has no op that can '
                              'be expanded; is it of another architecture?')
     current = {name: list(block.branches) for name, block in blocks_of(model).items()}
-    brought = {root_of(name) for name in found}
-    plain = {root_of(name) for name in current if f'{root_of(name)}.weight' in keys}
-    kept = {name: branches for name, branches in current.items()
-            if root_of(name) not in brought and (pinned and not found or root_of(name) not in plain)}
+    within = {name: root_of(name, eligible) for name in [*current, *found]}
+    brought = {within[name] for name in found}
+    kept = {name: branches for name, branches in current.items() if within[name] not in brought and (
+        pinned and not found or f'{within[name]}.weight' not in keys)}
     return {'version': 1, 'ops': {**kept, **found}}
 
 
-def take_plain_weights(model: nn.Module, state_dict: Dict[str, Any], prefix: str,
-                       behind: Dict[str, Optional[str]]) -> List[str]:
-    """Put the plain convolutions of a state dict into the blocks of a model, corrected by Eq. 6.
+def take_plain_weights(model: nn.Module, state_dict: Dict[str, Any], prefix: str, behind: Dict[str, Optional[str]],
+                       report: Sequence[List[str]]) -> None:
+    """Let the blocks of a model read a state dict of the plain network as their convolutions would, with Eq. 6.
 
-    The blocks' originals are set so that the function is that of the file; the keys of the plain
-    convolutions are replaced by those of the blocks, for whoever loads them next.
+    A plain convolution in the place of each block reads its part, so that what is missing, unexpected or of another
+    shape is reported as in the plain network; what it has read, the block then computes. The keys of the convolution
+    are replaced by those of the block, for whoever loads them next. Blocks that the state dict has are left out.
 
     Args:
         model (nn.Module): The wrapped backbone.
         state_dict (dict): Changed in place.
         prefix (str): Of the backbone's keys.
         behind (dict): Batch norms behind the ops.
-
-    Returns:
-        list[str]: What is wrong, in the words of PyTorch's loader: weights of other shapes, which stay out.
+        report (Sequence[list[str]]): Missing keys, unexpected keys and errors, as PyTorch's loader collects them.
     """
-    errors = []
-    for name, block in blocks_of(model).items():
-        weight = state_dict.get(f'{prefix}{name}.weight')
-        if depth_of(name) or weight is None:
-            continue
-        wanted = block.original_conv().weight.shape
-        if weight.shape != wanted:
-            errors.append(f'size mismatch for {prefix}{name}.weight: copying a param with shape {weight.shape} from '
-                          f'checkpoint, the shape in current model is {wanted}.')
-            continue
-        _assign(block, state_dict, prefix + name, prefix + (behind[name] or ''), model, behind[name])
-        for key in ('weight', 'bias'):
-            state_dict.pop(f'{prefix}{name}.{key}', None)
-        state_dict.update({f'{prefix}{name}.{key}': value.clone() for key, value in block.state_dict().items()})
-    return errors
+    keys = [key[len(prefix):] for key in state_dict if key.startswith(prefix)]
+    in_file = {root_of_key(key, behind) for key in keys} & set(behind)
+    for name, block in {} if in_file else outer_blocks(model).items():
+        op = f'{prefix}{name}.'
+        conv = _stand_in(block)
+        missing: List[str] = []
+        conv._load_from_state_dict(state_dict, op, {}, True, missing, *report[1:])
+        report[0].extend(missing)
+        if f'{op}weight' not in missing or conv.bias is not None and f'{op}bias' not in missing:
+            _assign(block, conv, state_dict, prefix + (behind[name] or ''), model, behind[name])
+        for key in [key for key in state_dict if key.startswith(op)]:
+            del state_dict[key]
+        state_dict.update({f'{op}{key}': value.clone() for key, value in block.state_dict().items()})
 
 
-def _assign(block: Block, state_dict: Dict[str, Any], op: str, norm: str, model: nn.Module,
+def _stand_in(block: Block) -> nn.Conv2d:
+    """The plain convolution that computes what the block does."""
+    kernel = block.kernel()
+    conv = copy.deepcopy(block.original_conv())
+    for key in ('weight', 'bias') if block.has_bias else ('weight', ):
+        conv.register_parameter(key, nn.Parameter(getattr(kernel, key).to(conv.weight.dtype)))
+    return conv
+
+
+def _assign(block: Block, conv: nn.Conv2d, state_dict: Dict[str, Any], norm: str, model: nn.Module,
             norm_name: Optional[str]) -> None:
-    device = block.scale.device
-    weight = state_dict[f'{op}.weight'].to(device).double()
-    bias = state_dict.get(f'{op}.bias')
-    bias = weight.new_zeros(len(weight)) if bias is None else bias.to(device).double()
+    kernel = of_conv(conv)
     statistics = None
     if norm_name:
         module = model.get_submodule(norm_name)
-        mean = state_dict.get(f'{norm}.running_mean', module.running_mean).to(device)
-        var = state_dict.get(f'{norm}.running_var', module.running_var).to(device)
-        statistics = Statistics(mean.double() - bias, var)
-    block.assign(Kernel(weight, bias), statistics, rescale=statistics is not None)
+        mean, var, count = (_buffer(module, state_dict, norm, key)
+                            for key in ('running_mean', 'running_var', 'num_batches_tracked'))
+        statistics = Statistics(mean.double() - kernel.bias, var)
+        block.count(count)
+    block.assign(kernel, statistics, rescale=statistics is not None)
+
+
+def _buffer(module: nn.Module, state_dict: Dict[str, Any], prefix: str, key: str) -> Tensor:
+    """Buffer that a module will have when the state dict has been loaded."""
+    present, new = getattr(module, key), state_dict.get(f'{prefix}.{key}')
+    return new.to(present.device) if isinstance(new, Tensor) and new.shape == present.shape else present
 
 
 def pretrained_cfgs(init_cfg: Any) -> List[Dict[str, Any]]:

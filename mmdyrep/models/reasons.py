@@ -10,7 +10,7 @@ from .settings import Settings
 
 def why_not(backbone: nn.Module, name: str, settings: Settings) -> str:
     """Why an op, nested or not, is no candidate; empty if it is one."""
-    op, depth = backbone.get_submodule(name), structures.depth_of(name)
+    op, depth = backbone.get_submodule(name), structures.depth_of(name, settings.survey.ops)
     if settings.excludes(name):
         return 'excluded'
     changed = why_not_now(op)

@@ -1,5 +1,5 @@
 """A convolution trained as the sum of several branches (Figure 3)."""
-from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Iterator, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,36 +11,10 @@ from .branches import BRANCHES, Branch, MakeNorm
 from .geometry import Geometry
 from .handing import exchange_hooks
 from .kernels import Kernel
+from .statistics import Measure, Statistics, go_on, restate, store
 
 # Below this, a channel's gamma is moved into the weight before something is absorbed by division.
 TINY_GAMMA = 1e-3
-
-
-class Statistics(NamedTuple):
-    """Mean and variance of a map over batch and space, both of shape (C,)."""
-
-    mean: Tensor
-    var: Tensor
-
-
-# Measures the inputs of batch norms on training batches, in train mode; without it running statistics serve.
-Measure = Callable[[Sequence[_BatchNorm]], List[Statistics]]
-
-
-def restate(bn: _BatchNorm, statistics: Statistics) -> None:
-    """Give a batch norm other running statistics; gamma and beta change so that its eval output does not."""
-    mean, var = (value.double() for value in statistics)
-    factor = kernels.gain(bn).detach()
-    beta = bn.bias.detach().double() + (mean - bn.running_mean.double()) * factor
-    _store(bn, mean, var, factor * (var + bn.eps).sqrt(), beta)
-
-
-@torch.no_grad()
-def _store(bn: _BatchNorm, mean: Tensor, var: Tensor, gamma: Tensor, beta: Tensor) -> None:
-    bn.running_mean.copy_(mean)
-    bn.running_var.copy_(var)
-    bn.weight.copy_(gamma)
-    bn.bias.copy_(beta)
 
 
 def _draw(branch: Branch, gamma: float, generator: Optional[torch.Generator]) -> None:
@@ -130,7 +104,7 @@ class Block(AsConv):
         branch.train(self.training)
         if name != 'kxk':
             # follows frozen statistics too, see `follow`
-            _continue(_norms(branch), self.origin.bn)
+            go_on(_norms(branch), self.origin.bn)
         self.branches[name] = branch
         # one order whatever the history: optimizer state is matched by position when a run is resumed
         for known in BRANCHES:
@@ -226,7 +200,7 @@ class Block(AsConv):
             self.scale.copy_(deviation)
         scale = self.scale.double()
         others = self._sum([self.branches[name] for name in self.added])
-        _store(bn, mean, var, deviation / scale, (mean + kernel.bias) / scale - others.bias)
+        store(bn, mean, var, deviation / scale, (mean + kernel.bias) / scale - others.bias)
         weight = kernel.weight - others.weight * scale.view(-1, 1, 1, 1)
         if isinstance(conv, Block):
             conv.assign(Kernel(weight, zero), Statistics(mean, var))
@@ -246,9 +220,17 @@ class Block(AsConv):
         for norm in _norms(self):
             norm.train(behind.training)
 
+    @torch.no_grad()
+    def count(self, batches: Tensor) -> None:
+        """Let the statistics of the original, in nested blocks too, stand for so many batches."""
+        block = self
+        while isinstance(block, Block):
+            block.origin.bn.num_batches_tracked.copy_(batches)
+            block = block.origin.conv
+
     def begin(self, behind: _BatchNorm) -> None:
         """Let the norms of a block just made go on where the one behind the op stands."""
-        _continue(_norms(self), behind)
+        go_on(_norms(self), behind)
 
     @torch.no_grad()
     def fold(self) -> Kernel:
@@ -275,14 +257,6 @@ class Block(AsConv):
 
 def _norms(module: nn.Module) -> List[_BatchNorm]:
     return [child for child in module.modules() if isinstance(child, _BatchNorm)]
-
-
-@torch.no_grad()
-def _continue(norms: Sequence[_BatchNorm], like: _BatchNorm) -> None:
-    """Give norms the mode of another one and its count of batches, which cumulative averages (momentum=None) need."""
-    for norm in norms:
-        norm.train(like.training)
-        norm.num_batches_tracked.copy_(like.num_batches_tracked)
 
 
 def _multiply(op: nn.Module, factor: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Which op has which branches: as JSON, and as the names of a state dict tell it."""
 import re
 from dataclasses import replace
-from typing import Any, Dict, Iterable, List, Mapping, Optional
+from typing import Any, Container, Dict, Iterable, List, Mapping, Match, Optional
 
 from torch import nn
 
@@ -34,20 +34,31 @@ def describe(model: nn.Module) -> Dict[str, Any]:
     return {'version': VERSION, 'ops': {name: list(block.branches) for name, block in blocks_of(model).items()}}
 
 
-def _around(name: str) -> List[str]:
-    # only whole nested names count: networks have modules called `branches` of their own (HRNet)
-    match = _NESTED.match(name)
-    return [match['parent'], *_around(match['parent'])] if match else []
+def _match_nested(name: str, roots: Container[str]) -> Optional[Match]:
+    # networks have modules called `branches` of their own (HRNet), some with our names
+    return None if name in roots else _NESTED.match(name)
 
 
-def depth_of(name: str) -> int:
-    """How many blocks the op of this name lies in."""
-    return len(_around(name))
+def depth_of(name: str, roots: Container[str] = ()) -> int:
+    """How many blocks the op of this name lies in.
+
+    Args:
+        name (str): Of the op.
+        roots (Container[str]): Ops of the plain network, as far as known: they lie in none, whatever their names.
+    """
+    match = _match_nested(name, roots)
+    return 1 + depth_of(match['parent'], roots) if match else 0
 
 
-def root_of(name: str) -> str:
-    """Op of the plain network that an op, a module or a key lies in; the name itself outside of blocks."""
-    return _IN_BLOCK.split(name, maxsplit=1)[0]
+def root_of(name: str, roots: Optional[Container[str]] = None) -> str:
+    """Op of the plain network that an op, a module or a key lies in; the name itself outside of blocks.
+
+    Args:
+        name (str): Of the op, the module or the key.
+        roots (Container[str], optional): Ops of the plain network. Defaults to whatever looks like one.
+    """
+    cuts = [name[:match.start()] for match in _IN_BLOCK.finditer(name)]
+    return next((cut for cut in cuts if roots is None or cut in roots), name)
 
 
 def ops_within(model: nn.Module, name: str) -> List[str]:
@@ -59,19 +70,23 @@ def ops_within(model: nn.Module, name: str) -> List[str]:
     return [name, *(nested for op_name in inner for nested in ops_within(model, op_name))]
 
 
-def parent_of(name: str) -> Optional[str]:
+def parent_of(name: str, roots: Container[str] = ()) -> Optional[str]:
     """Name of the branch that a nested op is the last convolution of; None for an op of the plain network."""
-    return name.rsplit('.', 1)[0] if _NESTED.match(name) else None
+    return name.rsplit('.', 1)[0] if _match_nested(name, roots) else None
 
 
-def root_of_key(key: str) -> Optional[str]:
+def root_of_key(key: str, roots: Optional[Container[str]] = None) -> Optional[str]:
     """Op of the plain network whose block this key of a state dict may belong to; None for other keys."""
     match = _BRANCH_KEY.match(key)
-    return root_of(match['op']) if match else None
+    return root_of(match['op'], roots) if match else None
 
 
-def ops_in_keys(keys: Iterable[str]) -> Ops:
+def ops_in_keys(keys: Iterable[str], roots: Container[str] = ()) -> Ops:
     """Ops and branches that the keys of a state dict show.
+
+    Args:
+        keys (Iterable[str]): All of them of blocks, if they look like it.
+        roots (Container[str]): Ops of the plain network, as far as known.
 
     Raises:
         StructureError: If a branch is unknown, as in a file of a newer version.
@@ -83,16 +98,16 @@ def ops_in_keys(keys: Iterable[str]) -> Ops:
             continue
         found.setdefault(match['op'], set()).add(match['branch'])
         # the key of a nested op shows its parents, too
-        nested = _NESTED.match(match['op'])
+        nested = _match_nested(match['op'], roots)
         while nested:
             found.setdefault(nested['parent'], set()).add(nested['branch'])
-            nested = _NESTED.match(nested['parent'])
+            nested = _match_nested(nested['parent'], roots)
     for op, names in found.items():
         unknown = sorted(names - set(BRANCHES))
         if unknown:
             raise StructureError(f'{op}: unknown branch {unknown[0]!r} in the state dict; this version knows '
                                  f'{list(BRANCHES)}. Was it written by a newer version of mmdyrep?')
-    ordered = sorted(found, key=depth_of)
+    ordered = sorted(found, key=lambda op: depth_of(op, roots))
     return {op: [name for name in BRANCHES if name in found[op]] for op in ordered}
 
 
@@ -128,7 +143,7 @@ def check(structure: Any, model: nn.Module, ops: Iterable[str], reasons: Mapping
             raise StructureError(f'{name!r}: the name of an op must be text')
     eligible = set(ops)
     geometries: Dict[str, Geometry] = {}
-    for name in sorted(wanted, key=depth_of):
+    for name in sorted(wanted, key=lambda op: depth_of(op, eligible)):
         geometries[name] = _check_op(name, wanted, model, eligible, reasons, geometries)
     return {name: [branch for branch in BRANCHES if branch in wanted[name]] for name in geometries}
 
@@ -143,7 +158,7 @@ def _check_op(name: str, wanted: Mapping[str, Any], model: nn.Module, eligible: 
         raise StructureError(f'{name}: unknown branch {unknown[0]!r}; there are {list(BRANCHES)}')
     if len(set(names)) != len(names) or 'kxk' not in names or len(names) < 2:
         raise StructureError(f"{name}: needs 'kxk' and at least one other branch, each once, got {list(names)}")
-    nested = _NESTED.match(name)
+    nested = _match_nested(name, eligible)
     if nested:
         parent, branch = nested['parent'], nested['branch']
         if branch not in wanted.get(parent, ()) or parent not in geometries:

@@ -44,7 +44,7 @@ def norm_behind(model: nn.Module, name: str, behind: Behind) -> Optional[_BatchN
     Raises:
         RuntimeError: If there was one and it is gone.
     """
-    branch = structures.parent_of(name)
+    branch = structures.parent_of(name, behind)
     bn = f'{branch}.bn' if branch else behind[name]
     norm = model.get_submodule(bn) if bn else None
     if norm is not None and not isinstance(norm, _BatchNorm):
@@ -102,7 +102,7 @@ def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
         if follower is not None:
             bias = 0 if op.bias is None else op.bias.detach()
             statistics = Statistics(follower.running_mean - bias, follower.running_var)
-        maker = _norm_within if structures.depth_of(name) else make_norm or norm_like
+        maker = _norm_within if structures.depth_of(name, behind) else make_norm or norm_like
         op = Block(op, maker(follower), statistics, rescale)
         _replace(model, name, op)
         if follower is not None:
@@ -160,7 +160,13 @@ def to_structure(model: nn.Module, target: structures.Ops, behind: Behind, *, ga
 
 def outer_blocks(model: nn.Module) -> Dict[str, Block]:
     """Blocks by name that lie in no other."""
-    return {name: block for name, block in structures.blocks_of(model).items() if not structures.depth_of(name)}
+    found: Dict[str, Block] = {}
+    inner = set()
+    for name, block in structures.blocks_of(model).items():
+        if block not in inner:
+            found[name] = block
+            inner.update(block.modules())
+    return found
 
 
 def fold_all(model: nn.Module, behind: Behind) -> None:
