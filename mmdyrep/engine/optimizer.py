@@ -50,6 +50,12 @@ def rebuild_groups(optim_wrapper: OptimWrapper, model: nn.Module, cfg: Optional[
         del optimizer.state[parameter]
 
 
+def lacks_parameters(optimizer: Optimizer, part: nn.Module) -> bool:
+    """Whether a trainable parameter of a part of the model is in no group."""
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
+    return any(parameter.requires_grad and id(parameter) not in known for parameter in part.parameters())
+
+
 def fresh_groups(optimizer: Optimizer, model: nn.Module, cfg: Optional[Dict[str, Any]]) -> List[Group]:
     """Groups as the config's own constructor builds them for the model as it is now."""
     if cfg:

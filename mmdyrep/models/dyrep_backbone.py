@@ -4,7 +4,6 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch._dynamo
 from mmengine.config import ConfigDict
-from mmengine.model import BaseModule, initialize
 from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,7 +12,7 @@ from mmdyrep import reparam
 from mmdyrep.fileio import read_json
 from mmdyrep.reparam import Block, StructureError, eligible, structure as structures, surgery
 
-from . import loading
+from . import loading, starting
 from .guard import watch
 from .norms import norm_maker
 from .probing import probe_backbone, probe_with
@@ -60,7 +59,14 @@ class DyRepBackbone(Extension):
 
     prefix = 'DyRep'
 
-    def __new__(cls, backbone, space='dyrep', static=False, structure=None, gamma_init=0.01, max_depth=2,
+    def __new__(cls, *args, **kwargs):
+        """A finished backbone."""
+        if hasattr(cls, '_inner_class'):
+            return cls.made_again(*args, **kwargs)
+        return cls._make(*args, **kwargs)
+
+    @classmethod
+    def _make(cls, backbone, space='dyrep', static=False, structure=None, gamma_init=0.01, max_depth=2,
                 norm_cfg=None, exclude=(), input_shape=None, pretrained=None, init_cfg=None):
         settings = checked(space, static, structure, gamma_init, max_depth, norm_cfg, exclude, input_shape)
         if pretrained is not None and init_cfg is not None:
@@ -255,14 +261,7 @@ class DyRepBackbone(Extension):
 
     def _changed(self) -> None:
         watch(self)
-        info = getattr(self, '_params_init_info', None)
-        if info is not None:
-            # in the middle of init_weights: mmengine looks up each parameter in this table
-            for module in self.modules():
-                module._params_init_info = info
-            for parameter in self.parameters():
-                if parameter not in info:
-                    info[parameter] = dict(init_info='Re-parameterized', tmp_mean_value=parameter.data.mean())
+        starting.join_initialization(self)
 
     # ------------------------------------------------------------------ what nn.Module and BaseModule do
 
@@ -285,21 +284,7 @@ class DyRepBackbone(Extension):
 
     def init_weights(self) -> None:
         """As the inner class; new branches start with ``gamma_init`` (static ones with 1)."""
-        cfg, done = getattr(self, 'init_cfg', None), getattr(self, 'is_init', False)
-        if cfg and not done:
-            self.init_cfg = cfg = loading.with_prefix(cfg, self)
-        inherited = getattr(super(), 'init_weights', None)
-        if inherited is not None:
-            inherited()
-        own = bool(cfg) and not isinstance(self, BaseModule)
-        if own:
-            initialize(self, cfg)
-        # a second call of BaseModule's changes nothing, and weights out of a file come with their gamma
-        if not done and (inherited is not None or own) and not loading.pretrained_cfgs(cfg):
-            gamma = self._options()['gamma']
-            for block in reparam.blocks_of(self).values():
-                for name in block.added:
-                    nn.init.constant_(block.branches[name].bn.weight, gamma)
+        starting.init_weights(self, getattr(super(), 'init_weights', None), self._options()['gamma'])
 
     def match_structure(self, state_dict: Mapping[str, Any], prefix: str = '') -> None:
         """Take the structure that a state dict brings; loading one does this by itself.

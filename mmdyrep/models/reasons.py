@@ -13,7 +13,7 @@ def why_not(backbone: nn.Module, name: str, settings: Settings) -> str:
     op, depth = backbone.get_submodule(name), structures.depth_of(name, settings.survey.ops)
     if settings.excludes(name):
         return 'excluded'
-    changed = why_not_now(op)
+    changed = why_not_now(backbone, name)
     if changed:
         return changed
     if not op.weight.requires_grad:

@@ -1,6 +1,7 @@
 """A module's class extended in place: no prefix in its keys, all its attributes where they were."""
+import copy
 from functools import lru_cache
-from typing import Type
+from typing import Any, Dict, Type
 
 from torch import nn
 
@@ -21,6 +22,34 @@ class Extension:
     """Base of mixins for :func:`extended`: pickles and copies though its class was made on the fly."""
 
     prefix = ''
+
+    @classmethod
+    def made_again(cls, *args: Any, **kwargs: Any) -> nn.Module:
+        """What code gets that makes a second module of the class of a first one, with or without arguments.
+
+        Without, it fills the instance itself (nn.DataParallel, copies of torch.fx); with, the inner class knows what
+        they mean (slices of nn.Sequential).
+        """
+        return cls._inner_class(*args, **kwargs) if args or kwargs else object.__new__(cls)
+
+    def __deepcopy__(self, memo: Dict[int, Any]) -> nn.Module:
+        own = type(self)
+        if hasattr(self._inner_class, '__deepcopy__'):
+            # as of torch.fx, which makes a class for each module: under its own, which it writes to
+            self.__class__ = self._inner_class
+            try:
+                copied = copy.deepcopy(self, memo)
+            finally:
+                self.__class__ = own
+            copied.__class__ = extended(self._mixin, type(copied))
+        else:
+            copied = object.__new__(own)
+        memo[id(self)] = copied
+        for key, value in self.__dict__.items():
+            # such copies leave out what they don't know
+            if key not in copied.__dict__:
+                copied.__dict__[key] = copy.deepcopy(value, memo)
+        return copied
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         return _empty, (self._mixin, self._inner_class), self.__dict__

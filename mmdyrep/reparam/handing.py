@@ -16,8 +16,14 @@ def exchange_hooks(one: nn.Module, other: nn.Module) -> None:
             vars(one)[name], vars(other)[name] = vars(other)[name], vars(one)[name]
 
 
-def why_not_now(op: nn.Module) -> str:
-    """What has been done to a convolution after the survey that a block can't take over; empty if nothing."""
+def why_not_now(model: nn.Module, name: str) -> str:
+    """What has been done to a convolution after the survey that a block can't take over; empty if nothing.
+
+    Args:
+        model (nn.Module): The network.
+        name (str): Of an op that is no block.
+    """
+    op = model.get_submodule(name)
     if not isinstance(op, nn.Conv2d):
         return f'has become {type(op).__name__} since the network was looked at'
     kind = type(op)
@@ -30,4 +36,8 @@ def why_not_now(op: nn.Module) -> str:
     if op._backward_hooks and not op._is_full_backward_hook:
         return 'has a hook of register_backward_hook, which sees gradients of its last operation only; use ' \
                'register_full_backward_hook'
+    for other, module in model.named_modules():
+        if module is not op and any(part is not None and (part is op.weight or part is op.bias)
+                                    for part in module._parameters.values()):
+            return f'has come to share a parameter with {other} since the network was looked at'
     return ''

@@ -168,7 +168,7 @@ def _check_op(name: str, wanted: Mapping[str, Any], model: nn.Module, eligible: 
         geometry = outer if branch == 'kxk' else replace(outer, padding=(0, 0))
     elif name in eligible:
         op = model.get_submodule(name)
-        reason = '' if isinstance(op, Block) else why_not_now(op)
+        reason = '' if isinstance(op, Block) else why_not_now(model, name)
         if reason:
             raise StructureError(f'{name}: {reason}')
         geometry = op.geometry if isinstance(op, Block) else Geometry.of(op)

@@ -47,10 +47,12 @@ def norm_behind(model: nn.Module, name: str, behind: Behind) -> Optional[_BatchN
     branch = structures.parent_of(name, behind)
     bn = f'{branch}.bn' if branch else behind[name]
     norm = model.get_submodule(bn) if bn else None
-    if norm is not None and not isinstance(norm, _BatchNorm):
-        raise RuntimeError(f'{bn}, the batch norm behind {name}, has become {type(norm).__name__}: a tool that fuses '
-                           'norms into convolutions has taken it. Fuse the blocks (switch_to_deploy) before such a '
-                           'tool runs; this network has to be loaded anew')
+    if norm is not None and (not isinstance(norm, _BatchNorm) or norm.running_mean is None):
+        lost = 'keeps no running statistics any more' if isinstance(norm, _BatchNorm) else (
+            f'has become {type(norm).__name__}')
+        raise RuntimeError(f'{bn}, the batch norm behind {name}, {lost} since the network was looked at, by a tool '
+                           'that fuses norms into convolutions, say. Fuse the blocks (switch_to_deploy) before norms '
+                           'are changed; this network has to be built anew')
     return norm
 
 
@@ -95,7 +97,7 @@ def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
     follower = norm_behind(model, name, behind)
     is_new = not isinstance(op, Block)
     if is_new:
-        reason = why_not_now(op)
+        reason = why_not_now(model, name)
         if reason:
             raise ValueError(f'{name} can not be expanded: {reason}')
         statistics = None

@@ -28,6 +28,7 @@ from ..distributed import (
     wrap_anew,
 )
 from ..ema import averaged_copies
+from ..following import follow
 from ..gradients import before_each_step
 from ..history import History, check_saved, write_files
 from ..memory import explain_out_of_memory
@@ -124,11 +125,7 @@ class DyRepHook(Hook):
             check_saved(saved)
         before = backbone.structure
         backbone.match_structure(checkpoint.get('state_dict', checkpoint), prefix)
-        for copy in averaged_copies(runner):
-            copy.match(backbone)
-        if training and backbone.structure != before:
-            self._bring_along(runner)
-            wrap_anew(runner)
+        follow(runner, self._bring_along, backbone.structure != before)
         if training and getattr(runner, '_resume', False):
             check_space(backbone)
             if saved is not None:
@@ -141,8 +138,8 @@ class DyRepHook(Hook):
         self._folder = Path(runner.work_dir) / 'dyrep'
         self._seed = from_first_rank(runner.seed or 0)
         self.saliency.to(next(self._backbone.parameters()).device)
-        for copy in averaged_copies(runner):
-            copy.match(self._backbone)  # initial weights may have brought a structure
+        if follow(runner, self._bring_along):
+            compile_anew(runner)
         before_each_step(runner.optim_wrapper.optimizer, self._observe)
         explain_out_of_memory(runner, lambda: self.history)
         for line in report.opening(self._backbone, self.metric):
