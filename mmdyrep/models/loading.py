@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmdyrep.fileio import NoStateDict, read_checkpoint
 from mmdyrep.reparam import Block, Statistics, StructureError, blocks_of, ops_in_keys
-from mmdyrep.reparam.kernels import of_conv
+from mmdyrep.reparam.kernels import Kernel
 from mmdyrep.reparam.structure import root_of, root_of_key
 from mmdyrep.reparam.surgery import outer_blocks
 
@@ -75,30 +75,14 @@ def take_plain_weights(model: nn.Module, state_dict: Dict[str, Any], prefix: str
     keys = [key[len(prefix):] for key in state_dict if key.startswith(prefix)]
     in_file = {root_of_key(key, behind) for key in keys} & set(behind)
     for name, block in {} if in_file else outer_blocks(model).items():
-        op = f'{prefix}{name}.'
-        conv = _stand_in(block)
-        missing: List[str] = []
-        conv._load_from_state_dict(state_dict, op, {}, True, missing, *report[1:])
-        report[0].extend(missing)
-        if f'{op}weight' not in missing or conv.bias is not None and f'{op}bias' not in missing:
-            _assign(block, conv, state_dict, prefix + (behind[name] or ''), model, behind[name])
-        for key in [key for key in state_dict if key.startswith(op)]:
-            del state_dict[key]
-        state_dict.update({f'{op}{key}': value.clone() for key, value in block.state_dict().items()})
+        kernel = block.read(state_dict, f'{prefix}{name}.', *report)
+        if kernel is not None:
+            _assign(block, kernel, state_dict, prefix + (behind[name] or ''), model, behind[name])
+        block.show(state_dict, f'{prefix}{name}.')
 
 
-def _stand_in(block: Block) -> nn.Conv2d:
-    """The plain convolution that computes what the block does."""
-    kernel = block.kernel()
-    conv = copy.deepcopy(block.original_conv())
-    for key in ('weight', 'bias') if block.has_bias else ('weight', ):
-        conv.register_parameter(key, nn.Parameter(getattr(kernel, key).to(conv.weight.dtype)))
-    return conv
-
-
-def _assign(block: Block, conv: nn.Conv2d, state_dict: Dict[str, Any], norm: str, model: nn.Module,
+def _assign(block: Block, kernel: Kernel, state_dict: Dict[str, Any], norm: str, model: nn.Module,
             norm_name: Optional[str]) -> None:
-    kernel = of_conv(conv)
     statistics = None
     if norm_name:
         module = model.get_submodule(norm_name)

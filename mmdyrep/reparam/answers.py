@@ -1,7 +1,12 @@
-"""A block answers for what code asks of a convolution, by whose name it goes."""
-from typing import Any, Optional
+"""A block answers for what code asks of a convolution, by whose name it goes, and reads files as one."""
+import copy
+from typing import Any, Dict, List, Optional
 
+import torch
 from torch import Tensor, nn
+
+from .kernels import Kernel, of_conv
+from .statistics import Statistics
 
 
 def _of_original(name: str) -> property:
@@ -63,3 +68,43 @@ class AsConv(nn.Module):
         if name in ('weight', 'bias'):
             raise AttributeError(_refusal(name))
         super().register_parameter(name, param)
+
+    @torch.no_grad()
+    def read(self, state_dict: Dict[str, Any], prefix: str, missing: List[str], unexpected: List[str],
+             errors: List[str]) -> Optional[Kernel]:
+        """Read a state dict of the plain network as the convolution would; the block itself stays as it is.
+
+        What is missing, unexpected or of another shape is reported as by the convolution, whose keys make way for the
+        block's own. Values that are not there are those of the block.
+
+        Args:
+            state_dict (dict): Changed in place.
+            prefix (str): Of the block's keys.
+            missing, unexpected, errors (list[str]): As PyTorch's loader collects them.
+
+        Returns:
+            Kernel: What the convolution would compute; None if nothing of it was there.
+        """
+        conv, kernel = copy.deepcopy(self.original_conv()), self.kernel()
+        for key in ('weight', 'bias') if self.has_bias else ('weight', ):
+            conv.register_parameter(key, nn.Parameter(getattr(kernel, key).to(conv.weight.dtype)))
+        lacking: List[str] = []
+        conv._load_from_state_dict(state_dict, prefix, {}, True, lacking, unexpected, errors)
+        missing.extend(lacking)
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            del state_dict[key]
+        return of_conv(conv) if len(lacking) < len(conv._parameters) - (conv.bias is None) else None
+
+    def show(self, state_dict: Dict[str, Any], prefix: str) -> None:
+        """Put the block's own state into a state dict, for whoever loads it next."""
+        state_dict.update({f'{prefix}{key}': value.clone() for key, value in self.state_dict().items()})
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, *report) -> None:
+        if f'{prefix}weight' in state_dict and not any(key.startswith(f'{prefix}branches.') for key in state_dict):
+            # a part of the network is loaded by itself; what stands behind is not known here
+            kernel = self.read(state_dict, prefix, *report)
+            if kernel is not None:
+                bn = self.origin.bn
+                self.assign(kernel, Statistics(bn.running_mean, bn.running_var), rescale=False)
+            self.show(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *report)

@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import kernels
 from .answers import AsConv
-from .branches import BRANCHES, Branch, MakeNorm
+from .branches import BRANCHES, Branch, MakeNorm, kernel_of
 from .geometry import Geometry
 from .handing import exchange_hooks
 from .kernels import Kernel
@@ -111,12 +111,14 @@ class Block(AsConv):
             if known in self.branches:
                 self.branches[known] = self.branches.pop(known)
 
-    def require_norms(self) -> None:
-        """Refuse a change of what a tool has fused already.
+    def require_whole(self) -> None:
+        """Refuse a change of what a tool has fused already, or of a weight that can't be written.
 
         Raises:
             RuntimeError: If a norm of this block, or of one in it, has become nn.Identity.
+            TypeError: If the original's weight is no parameter any more.
         """
+        kernel_of(self.original_conv())
         fused = [name for name, module in self.named_modules() if isinstance(module, nn.Identity)]
         if fused:
             raise RuntimeError(f'{fused[0]} of the block is no batch norm any more: a tool has fused it into a '
@@ -157,7 +159,7 @@ class Block(AsConv):
 
     def remove(self, names: Sequence[str], measure: Optional[Measure] = None) -> None:
         """Absorb branches into the original (Eq. 10)."""
-        self.require_norms()
+        self.require_whole()
         gone = self._sum([self.branches[name] for name in names]).scaled(self.scale.double())
         for name in names:
             del self.branches[name]
@@ -191,7 +193,7 @@ class Block(AsConv):
             behind (Statistics, optional): Mean and variance of the op's output without bias; None: 0 and 1.
             rescale (bool): Make the deviation of the output the block's scale. Defaults to True.
         """
-        self.require_norms()
+        self.require_whole()
         bn, conv = self.origin.bn, self.origin.conv
         zero = torch.zeros_like(kernel.bias)
         mean, var = (value.double() for value in behind) if behind else (zero, zero + 1)

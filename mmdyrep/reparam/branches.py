@@ -217,9 +217,14 @@ def kernel_of(op: nn.Module) -> Kernel:
     """Kernel of a convolution or of a block.
 
     Raises:
-        TypeError: If it is neither, as after a tool that puts modules of its own in place of convolutions.
+        TypeError: If it is neither, as after a tool that puts modules of its own in place of convolutions, or if its
+            weight is no parameter, which may be out of date and can't be written.
     """
     if isinstance(op, nn.Conv2d):
+        if op._parameters.get('weight') is None:
+            raise TypeError('the weight of a convolution in a block is computed from others (pruning, weight norm); '
+                            'make it a parameter again (prune.remove, remove_parametrizations) before the block is '
+                            'changed or fused')
         return kernels.of_conv(op)
     if not hasattr(op, 'merged'):
         raise TypeError(f'a convolution in a block has been replaced by {type(op).__name__}, which has no known '

@@ -110,7 +110,7 @@ def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
         if follower is not None:
             op.begin(follower)
     else:
-        op.require_norms()
+        op.require_whole()
         op.make_norm = _norm_within(op.origin.bn)
     with torch.no_grad():
         op.expand(new, gamma, generator, measure, rescale and is_new)

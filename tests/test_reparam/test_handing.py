@@ -271,3 +271,44 @@ def test_cumulative_averages_go_on_as_in_the_plain_network(bias):
         assert int(net.conv.branches['1xk'].bn.num_batches_tracked) == 5
         fold(net, 'conv', BEHIND)
         assert int(net.bn.num_batches_tracked) == 5
+
+
+# ---------------------------------------------------------------------- parts loaded, weights computed
+
+@given(convs(), seeds)
+@settings(max_examples=25)
+def test_a_block_loaded_by_itself_reads_the_file_of_a_convolution(conv, seed):
+    source = scatter(copy.deepcopy(conv), seed + 1)
+    net = network(conv, seed).eval()
+    geometry = Geometry.of(conv)
+    if not expand(net, 'conv', choose(BRANCHES, geometry, seed), BEHIND, gamma=0.5):
+        return
+    scatter(net, seed)
+    x = images_for(geometry, seed)
+    scale = net.conv.scale.clone()
+    net.conv.load_state_dict(source.state_dict(), strict=True)
+    assert error(net.conv(x), source(x)) < EXACT and torch.equal(net.conv.scale, scale)
+    state = dict(source.state_dict(), strange=torch.ones(1))
+    found = net.conv.load_state_dict(state, strict=False)
+    assert found.unexpected_keys == ['strange'] and not found.missing_keys
+    # its own files load as ever
+    twin = copy.deepcopy(net.conv)
+    scatter(net.conv, seed + 2)
+    net.conv.load_state_dict(twin.state_dict())
+    assert torch.equal(net.conv(x), twin(x))
+
+
+@pytest.mark.parametrize('compute', [lambda conv: prune.l1_unstructured(conv, 'weight', 0.5),
+                                     parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.parametrize('branch', ['kxk', '1x1'])
+def test_a_weight_in_a_block_that_is_computed_from_others_is_neither_read_nor_written(compute, branch):
+    net = small().eval()
+    expand(net, 'conv', ['1x1', 'residual'], BEHIND, gamma=0.5)
+    compute(net.conv.branches[branch].conv)
+    x = images_for(net.conv.geometry, 0)
+    before = net(x).detach()
+    for change in (lambda: net.conv.weight, lambda: fold(net, 'conv', BEHIND),
+                   lambda: remove(net, 'conv', [branch] if branch != 'kxk' else ['residual'], BEHIND)):
+        with pytest.raises(TypeError, match='computed from others'):
+            change()
+    assert torch.equal(net(x).detach(), before)
