@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmdyrep.cli import set_loader_defaults
 from mmdyrep.dynamics import drift
 from mmdyrep.dynamics.calibration import tensors_in
-from mmdyrep.engine.updating import counting_shape
+from mmdyrep.engine.costs import counting_shape
 from mmdyrep.fileio import PathLike, atomic_path, read_checkpoint, write_checkpoint
 from mmdyrep.models import DyRepBackbone
 from mmdyrep.models.building import build_model

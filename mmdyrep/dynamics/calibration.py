@@ -1,6 +1,5 @@
 """Batch norm statistics from batches of an interval (Section 4.1: 20 batches before Eq. 6)."""
-from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -8,44 +7,36 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyrep.reparam import Statistics
-from mmdyrep.reparam.random_state import random_state_kept
+from mmdyrep.reparam.untouched import untouched
 
 
 class Stop(Exception):
     """Leaves a forward pass as soon as nothing more is wanted of it."""
 
 
-@contextmanager
-def norms_kept(model: nn.Module) -> Iterator[None]:
-    """Put statistics and modes of all batch norms of a model back at the end."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    saved = [(norm, norm.training, [(buffer, buffer.clone()) for buffer in norm.buffers()]) for norm in norms]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for norm, training, buffers in saved:
-                norm.training = training
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+class NotReached(RuntimeError):
+    """No batch of any rank has led through a batch norm, as through a layer that stochastic depth always skips."""
 
 
 class Calibration:
     """Measures what batch norms get to see on training batches; callable as `reparam.Measure`.
 
-    The network runs as in training and only as far as the norms in question; its own statistics and
-    the random state are put back, also when the forward fails.
+    The network runs as in training and only as far as the norms in question; afterwards it is what it was, also when
+    the forward fails (`reparam.untouched`). A norm that some batches skip is averaged over those that reach it.
 
     Args:
         model (nn.Module): The whole model, in train mode.
         run (callable): Runs the model's forward on a batch.
         batches (Sequence): Batches already seen.
+        part (nn.Module, optional): The backbone: where the norms lie, so that nothing runs behind it.
+        calls (int): Forward passes through the part that one batch makes in training. Defaults to 1.
     """
 
-    def __init__(self, model: nn.Module, run: Callable[[Any], Any], batches: Sequence[Any]) -> None:
+    def __init__(self, model: nn.Module, run: Callable[[Any], Any], batches: Sequence[Any],
+                 part: Optional[nn.Module] = None, calls: int = 1) -> None:
         if not batches:
             raise ValueError('calibration needs at least one batch')
-        self.model, self.run, self.batches = model, run, batches
+        self.model, self.run, self.batches, self.part, self.calls = model, run, batches, part, calls
 
     @torch.no_grad()
     def __call__(self, norms: Sequence[_BatchNorm]) -> List[Statistics]:
@@ -56,43 +47,56 @@ class Calibration:
 
         Returns:
             list[Statistics]: Of shape (C,) each, float64.
-        """
-        sums: Dict[int, Tuple[Tensor, Tensor]] = {}
-        seen = set()
 
-        def look(norm: nn.Module, inputs: Tuple[Tensor, ...]) -> None:
-            mean, var = batch_statistics(inputs[0])
-            known = sums.get(id(norm))
-            sums[id(norm)] = (known[0] + mean, known[1] + var) if known else (mean, var)
-            seen.add(id(norm))
-            if len(seen) == len(norms):
+        Raises:
+            NotReached: If a norm is not reached by any batch of any rank; on all ranks.
+        """
+        found: Dict[nn.Module, List[Tensor]] = {norm: [] for norm in norms}
+        calls: Dict[Optional[nn.Module], int] = {}
+
+        def called(module: Optional[nn.Module], of: Sequence[nn.Module]) -> None:
+            calls[module] = calls.get(module, 0) + 1
+            if all(calls.get(other, 0) >= self.calls for other in of):
                 raise Stop
 
+        def look(norm: nn.Module, inputs: Tuple[Tensor, ...]) -> None:
+            found[norm].append(torch.cat(batch_statistics(inputs[0])))
+            called(norm, norms)
+
         hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+        if self.part is not None:
+            hooks.append(self.part.register_forward_hook(lambda part, inputs, output: called(part, [part])))
         try:
-            with random_state_kept(), norms_kept(self.model):
+            with untouched(self.model):
                 for norm in norms:
                     norm.training = True
                 for batch in self.batches:
-                    seen.clear()
+                    calls.clear()
                     try:
                         self.run(batch)
                     except Stop:
                         pass
-                    if len(seen) < len(norms):
-                        raise RuntimeError('a batch norm to calibrate was not reached by the forward pass')
         finally:
             for hook in hooks:
                 hook.remove()
-        table = torch.cat([torch.cat(sums[id(norm)]) for norm in norms])
-        # in front, so that one communication does: ranks may hold different numbers of batches
-        table = torch.cat([table.new_tensor([len(self.batches)]), table])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(table)
-        table = table[1:] / table[0]
-        sizes = [norm.num_features for norm in norms for _ in range(2)]
-        parts = iter(table.split(sizes))
-        return [Statistics(mean, var) for mean, var in zip(parts, parts)]
+        return _means(norms, found)
+
+
+def _means(norms: Sequence[_BatchNorm], found: Dict[nn.Module, List[Tensor]]) -> List[Statistics]:
+    """Means over all passes of all ranks, in one communication: ranks may have found different numbers."""
+    device = norms[0].weight.device
+    rows = [torch.stack(found[norm]).sum(0).to(device) if found[norm] else
+            torch.zeros(2 * norm.num_features, dtype=torch.float64, device=device) for norm in norms]
+    table = torch.cat([torch.tensor([len(found[norm]) for norm in norms], dtype=torch.float64, device=device), *rows])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(table)
+    counts, *sums = table.split([len(norms), *(len(row) for row in rows)])
+    missed = int((counts == 0).sum())
+    if missed:
+        raise NotReached(f'{missed} of {len(norms)} batch norms to calibrate were not reached by the forward pass of '
+                         'any batch')
+    return [Statistics(*(total / count).to(norm.weight.device).chunk(2))
+            for norm, total, count in zip(norms, sums, counts)]
 
 
 def batch_statistics(x: Tensor) -> Tuple[Tensor, Tensor]:
@@ -108,13 +112,13 @@ def eval_output(model: nn.Module, part: nn.Module, run: Callable[[Any], Any], ba
     """Output of a part of the model on a batch, the part in eval mode, what is in front as it is.
 
     Args:
-        model (nn.Module): The whole model; modes, statistics and random state are kept.
+        model (nn.Module): The whole model; it is left as it was (`reparam.untouched`).
         part (nn.Module): The backbone.
         run (callable): Runs the model's forward on a batch.
         batch (Any): A batch.
 
     Returns:
-        list[Tensor]: All tensors of the output.
+        list[Tensor]: All tensors of the output; empty if the part was not called.
     """
     found: List[Tensor] = []
 
@@ -122,10 +126,9 @@ def eval_output(model: nn.Module, part: nn.Module, run: Callable[[Any], Any], ba
         found.extend(tensors_in(output))
         raise Stop
 
-    modes = [(module, module.training) for module in part.modules()]
     hook = part.register_forward_hook(look)
     try:
-        with random_state_kept(), norms_kept(model):
+        with untouched(model, part):
             part.eval()
             try:
                 run(batch)
@@ -133,8 +136,6 @@ def eval_output(model: nn.Module, part: nn.Module, run: Callable[[Any], Any], ba
                 pass
     finally:
         hook.remove()
-        for module, mode in modes:
-            module.training = mode
     return found
 
 

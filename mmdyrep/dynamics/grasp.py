@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .calibration import norms_kept, random_state_kept
+from mmdyrep.reparam.untouched import untouched
+
 from .saliency import Op, Saliency
 
 
@@ -46,7 +47,7 @@ class Grasp(Saliency):
         def gradient(batch: Any, twice: bool) -> Tuple[Optional[Tensor], ...]:
             return torch.autograd.grad(loss(batch), parameters, create_graph=twice, allow_unused=True)
 
-        with twice_differentiable(model), norms_kept(model), random_state_kept(), torch.enable_grad():
+        with twice_differentiable(model), untouched(model), torch.enable_grad():
             direction = _detached(gradient(batches[-1], False)) if self.two_batches else None
             for batch in batches:
                 slopes = gradient(batch, True)

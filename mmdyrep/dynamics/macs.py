@@ -1,11 +1,11 @@
 """Multiply-adds of convolutions and linear layers, one counted once."""
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from mmdyrep.reparam import BRANCHES, Block, Geometry
+from mmdyrep.reparam.untouched import untouched
 
 
 class Count:
@@ -18,18 +18,6 @@ class Count:
     @property
     def total(self) -> int:
         return sum(self.by_name.values())
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def count(model: nn.Module, *inputs: Any, **kwargs: Any) -> Count:
@@ -55,7 +43,8 @@ def count(model: nn.Module, *inputs: Any, **kwargs: Any) -> Count:
         if isinstance(module, counted):
             hooks.append(module.register_forward_hook(look(name)))
     try:
-        with _evaluating(model):
+        with torch.no_grad(), untouched(model):
+            model.eval()
             model(*inputs, **kwargs)
     finally:
         for hook in hooks:

@@ -28,7 +28,8 @@ def rank(scores: Mapping[Any, float]) -> Ranking:
     return Ranking(ranked, [name for name in scores if name not in set(finite)], tied if len(tied) > 1 else [])
 
 
-def pick(ranked: Sequence[str], number: int, cost: Callable[[str], int], budget: Optional[float]) -> 'Pick':
+def pick(ranked: Sequence[str], number: int, cost: Callable[[str], int], budget: Optional[float],
+         take: Callable[[str], bool] = lambda name: True) -> 'Pick':
     """Take the first ops of a ranking that the budget has room for.
 
     Args:
@@ -36,6 +37,7 @@ def pick(ranked: Sequence[str], number: int, cost: Callable[[str], int], budget:
         number (int): How many to take at most.
         cost (callable): MACs that expanding an op adds.
         budget (float, optional): MACs that may be added in all. Defaults to no limit.
+        take (callable, optional): Does what is to be done with an op; False passes it over for the next.
     """
     chosen, passed = [], []
     for name in ranked:
@@ -44,6 +46,8 @@ def pick(ranked: Sequence[str], number: int, cost: Callable[[str], int], budget:
         extra = cost(name) if budget is not None else 0
         if budget is not None and extra > budget:
             passed.append(name)
+            continue
+        if not take(name):
             continue
         if budget is not None:
             budget -= extra

@@ -2,6 +2,8 @@
 from collections import deque
 from typing import Any, Deque, List, Optional
 
+from .forwards import copied
+
 
 class LastBatches:
     """The last batches before an update.
@@ -20,13 +22,13 @@ class LastBatches:
         Args:
             due (int): The update that it works towards; batches of another one go.
             left (int): Batches until then, this one included.
-            batch (Any): As the data loader gave it.
+            batch (Any): As the data loader gave it; a copy is kept, for a training step may take it apart.
         """
         if due != self._due:
             self._batches.clear()
             self._due = due
         if left <= self._batches.maxlen:
-            self._batches.append(batch)
+            self._batches.append(copied(batch))
 
     def clear(self) -> None:
         """Free the memory."""

@@ -8,6 +8,8 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmdyrep.models import DyRepBackbone
 
 from .distributed import check_lengths
+from .optimizer import check_groups
+from .stepping import check_optimizer
 
 
 def require_whole(name: str, value: Any, least: int) -> None:
@@ -33,11 +35,13 @@ def check_settings(interval: int, begin: int, end: Optional[int], num_grow: int,
         raise ValueError(f'DyRepHook: dep takes threshold (at least 0) and bound, or is None; got {dep}')
 
 
-def check_runner(runner: Runner, by_epoch: bool) -> None:
-    """Refuse runners, optimizer wrappers and loops that DyRep does not work with."""
+def check_runner(runner: Runner, by_epoch: bool, backbone: DyRepBackbone) -> None:
+    """Refuse runners, optimizers, their wrappers and loops that DyRep does not work with."""
     # a subclass of OptimWrapper by name only
     if not isinstance(runner.optim_wrapper, OptimWrapper) or isinstance(runner.optim_wrapper, OptimWrapperDict):
         raise ValueError(f'DyRepHook needs one OptimWrapper, got {type(runner.optim_wrapper).__name__}')
+    check_groups(runner.optim_wrapper.optimizer, runner.cfg.get('optim_wrapper'))
+    check_optimizer(runner.optim_wrapper.optimizer, backbone)
     if runner.cfg.get('efficient_conv_bn_eval'):
         raise ValueError('DyRepHook does not work with efficient_conv_bn_eval: it fixes the graph of the modules as '
                          'they are at the start, so new branches would not be run. Remove it from the config')
@@ -50,6 +54,13 @@ def check_runner(runner: Runner, by_epoch: bool) -> None:
                          'interval in epochs')
     if by_epoch:
         check_lengths(runner)
+
+
+def check_candidates(backbone: DyRepBackbone) -> None:
+    """Refuse a backbone of which nothing can be expanded, not even what is frozen at the moment."""
+    skipped = backbone.skipped()
+    if not backbone.candidates() and 'frozen' not in skipped.values():
+        raise ValueError('DyRepHook: no op of the backbone can be expanded: ' + backbone.why_none())
 
 
 def check_order(runner: Runner, hook: Hook) -> None:

@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmdyrep.reparam import Block
 
+from .loops import epoch_length
+
 # integers that hold the bits of a floating-point number, by its size in bytes
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -33,6 +35,15 @@ def true_on_all(value: bool) -> bool:
     flag = torch.tensor(int(value))
     all_reduce(flag, 'min')
     return bool(flag)
+
+
+def greatest(values: Sequence[float]) -> List[float]:
+    """The greatest of all ranks, number by number."""
+    if get_world_size() == 1:
+        return list(values)
+    table = torch.tensor(list(values), dtype=torch.float64)
+    all_reduce(table, 'max')
+    return table.tolist()
 
 
 @torch.no_grad()
@@ -150,7 +161,7 @@ def check_wrapper(runner: Runner) -> None:
 
 def check_lengths(runner: Runner) -> None:
     """Refuse an epoch loop whose ranks have different numbers of batches: DDP would hang or mix up iterations."""
-    lengths = all_gather_object(len(runner.train_dataloader))
+    lengths = all_gather_object(epoch_length(runner))
     if len(set(lengths)) > 1:
         raise ValueError(f'DyRepHook: the ranks have {lengths} batches an epoch, DistributedDataParallel needs the '
                          'same number on each: use DefaultSampler with round_up=True, or train by iterations')

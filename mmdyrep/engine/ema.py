@@ -1,5 +1,5 @@
 """Averaged copies of a model (mmengine's EMAHook) that follow its structure."""
-from typing import Any, List, Sequence
+from typing import Any, Callable, List, Sequence
 
 import torch
 from mmengine.hooks import EMAHook
@@ -14,10 +14,13 @@ from mmdyrep.reparam import Block, Statistics
 from mmdyrep.reparam.block import restate
 from mmdyrep.reparam.kernels import Kernel, of_conv
 
+from .forwards import runner_forward
+
 
 def averaged_copies(runner: Runner) -> List['Averaged']:
     """Copies that the runner's EMAHooks keep; call it after ``before_run``."""
-    return [Averaged(hook.ema_model) for hook in runner.hooks if isinstance(hook, EMAHook)]
+    return [Averaged(hook.ema_model, runner_forward(runner, hook.ema_model.module, exact=True))
+            for hook in runner.hooks if isinstance(hook, EMAHook)]
 
 
 class Averaged:
@@ -28,20 +31,17 @@ class Averaged:
 
     Args:
         ema_model (BaseAveragedModel): Of any averaging class.
+        run (callable): Its forward on a batch as a data loader gives it.
     """
 
-    def __init__(self, ema_model: BaseAveragedModel) -> None:
-        self.ema_model = ema_model
+    def __init__(self, ema_model: BaseAveragedModel, run: Callable[[Any], Any]) -> None:
+        self.ema_model, self.run = ema_model, run
         self.backbone: DyRepBackbone = find_backbone(ema_model.module)[1]
 
     @property
     def model(self) -> nn.Module:
         """The whole averaged model."""
         return self.ema_model.module
-
-    def run(self, batch: Any) -> None:
-        """Forward on a batch as a data loader gives it."""
-        self.model._run_forward(self.model.data_preprocessor(batch, True), mode='loss')
 
     @torch.no_grad()
     def expand(self, source: DyRepBackbone, name: str, branches: Sequence[str]) -> None:

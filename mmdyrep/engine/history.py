@@ -1,7 +1,7 @@
 """What happened to the structure of a run, as a file and in its checkpoints."""
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Set
 
 from mmdyrep.fileio import PathLike, read_json, write_json
 
@@ -12,7 +12,8 @@ _COST = {'macs?': {str: _NUMBER}, 'parameters?': {str: _NUMBER}}
 _FORM = {
     'updates?': [{'epoch': int, 'iter': int, 'scores?': [list], 'unscored?': [str], **_COST,
                   'grown': [{'op': str, 'branches': [str]}],
-                  'cut': [{'op': str, 'branches': [str], 'importance?': {str: _NUMBER}}]}],
+                  'cut': [{'op': str, 'branches': [str], 'importance?': {str: _NUMBER}}],
+                  'undone?': {'op': str, 'doing': str, 'drift?': _NUMBER}, 'passed_over?': [list]}],
     'start?': {'iter': int, **_COST}, 'settings?': dict, 'iterations?': int, 'average?': _COST}
 Cost = Dict[str, Dict[str, int]]  # {'macs': {'backbone': .., 'model': ..}, 'parameters': {..}}
 
@@ -45,6 +46,15 @@ class History:
         """Add an update that has been done."""
         self.updates.append(update)
         self.iterations = update['iter']
+
+    def given_up(self, doing: str) -> Set[str]:
+        """Ops that have moved the output in an update, which was undone, and are not tried again.
+
+        Args:
+            doing (str): 'expanding' or 'removing' (branches).
+        """
+        undone = [update['undone'] for update in self.updates if update.get('undone')]
+        return {what['op'] for what in undone if what['doing'] == doing}
 
     def average(self) -> Dict[str, Dict[str, float]]:
         """MACs and parameters averaged over the iterations of training, as Tables 2 and 3 report them."""

@@ -1,8 +1,9 @@
 """An optimizer brought along when the parameters of its model change."""
 import copy
 import logging
+from collections import Counter
 from contextlib import contextmanager
-from typing import Any, Dict, Iterable, Iterator, List, Optional
+from typing import Any, Collection, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, _ParamScheduler, build_optim_wrapper
@@ -25,29 +26,97 @@ def _silenced() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def rebuild_groups(optim_wrapper: OptimWrapper, model: nn.Module, cfg: Optional[Dict[str, Any]]) -> None:
-    """Make the parameter groups what a fresh construction would make them, values carried on.
+def rebuild_groups(optim_wrapper: OptimWrapper, model: nn.Module, cfg: Optional[Dict[str, Any]],
+                   before: Optional[Collection[Parameter]] = None) -> List[str]:
+    """Let the parameter groups follow a change of the model; the dicts of the groups and their places stay.
 
-    The optimizer object stays. State (momentum) of surviving parameters is kept, that of parameters that
-    are gone is dropped, new ones start without. A surviving parameter keeps the current options of its
-    group; a new one gets those of a survivor that the constructor gives the same options, so that
-    schedules go on.
+    A surviving parameter stays in its group, with its state (momentum). A new one joins the group of the nearest
+    survivor that the config's constructor gives the same options, and so has that one's current values (schedules go
+    on). Only where there is no such group, one is added behind the others. A parameter that is gone leaves its group,
+    which may end up empty. Within a group parameters stand in the constructor's order.
 
     Args:
         optim_wrapper (OptimWrapper): Changed in place.
         model (nn.Module): With its new parameters.
         cfg (dict, optional): Of the optim wrapper. Without it there must be one group, which takes all.
+        before (Collection[Parameter], optional): What the model had; parameters of the optimizer that are neither
+            among them nor in the model are somebody else's and stay. Defaults to none of these.
+
+    Returns:
+        list[str]: What is worth a line in the log.
 
     Raises:
-        ValueError: If there are several groups and no config; nothing has been changed.
+        ValueError: If there are several groups and no config, or no parameter has survived; nothing has been changed.
     """
     optimizer = optim_wrapper.optimizer
-    old = {parameter: group for group in optimizer.param_groups for parameter in group['params']}
-    groups = regrouped(fresh_groups(optimizer, model, cfg), old)
-    kept = {parameter for group in groups for parameter in group['params']}
-    optimizer.param_groups[:] = groups
-    for parameter in [parameter for parameter in optimizer.state if parameter not in kept]:
+    groups = optimizer.param_groups
+    fresh = fresh_groups(optimizer, model, cfg)
+    present = set(model.parameters())
+    owner = {parameter: group for group in groups for parameter in group['params']}
+    gone = {parameter for parameter in owner if parameter not in present and (before is None or parameter in before)}
+    homes = _Homes(model, fresh, owner)
+    joining = [(parameter, group) for group in fresh for parameter in group['params'] if parameter not in owner]
+    # chosen before any group is touched: it may fail
+    chosen = [(parameter, homes.of(parameter, group)) for parameter, group in joining]
+    lists = {id(group): [parameter for parameter in group['params'] if parameter not in gone]
+             for group in [*groups, *homes.added]}
+    for parameter, group in chosen:
+        lists[id(group)].append(parameter)
+    groups += homes.added
+    for group in groups:
+        group['params'] = sorted(lists[id(group)], key=lambda item: homes.places.get(item, len(homes.places)))
+    for parameter in [parameter for parameter in optimizer.state if parameter in gone]:
         del optimizer.state[parameter]
+    strays = [parameter for parameter, _ in joining if before is not None and parameter in before]
+    return _notes(homes, strays)
+
+
+def _notes(homes: '_Homes', strays: List[Parameter]) -> List[str]:
+    lines = []
+    if homes.added:
+        lines.append(f'the optimizer has {len(homes.added)} parameter groups more, behind the others: the config gives '
+                     f'new parameters ({homes.names[homes.added_for[0]]}, ...) options that no group has. Hooks that '
+                     'note one value for each group at the start do not know them')
+    if strays:
+        lines.append(f'{len(strays)} parameters ({homes.names[strays[0]]}, ...) were not in the optimizer, frozen when '
+                     'it was built; they are stepped from now on')
+    return lines
+
+
+class _Homes:
+    """Finds the group that a new parameter joins."""
+
+    def __init__(self, model: nn.Module, fresh: List[Group], owner: Dict[Parameter, Group]) -> None:
+        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        listed = [parameter for group in fresh for parameter in group['params']]
+        self.places = {parameter: place for place, parameter in enumerate(listed)}
+        survivors = [(parameter, group, owner[parameter]) for group in fresh for parameter in group['params']
+                     if parameter in owner]
+        if not survivors:
+            raise ValueError('no parameter of the optimizer has survived; it belongs to another model')
+        usual = Counter(_ratios(start, home) for _, start, home in survivors).most_common(1)[0][0]
+        # where the config has other options for a parameter's new name, its group does not tell what they come to
+        self._survivors = [item for item in survivors if _ratios(*item[1:]) == usual]
+        self.added: List[Group] = []
+        self.added_for: List[Parameter] = []
+
+    def of(self, parameter: Parameter, group: Group) -> Group:
+        """The group for a parameter that the constructor puts into ``group``."""
+        like = [item for item in self._survivors if item[1] is group] or [
+            item for item in self._survivors if _kind(item[1]) == _kind(group)]
+        if like:
+            return min(like, key=lambda item: self._distance(parameter, item[0]))[2]
+        made = {**_options(group), **_scaled(group, *self._survivors[0][1:]), 'params': []}
+        self.added.append(made)
+        self.added_for.append(parameter)
+        self._survivors.append((parameter, group, made))
+        return made
+
+    def _distance(self, one: Parameter, other: Parameter) -> Tuple[int, int]:
+        """The less, the nearer: by common parts of the name, then by place."""
+        names = self.names.get(one, '').split('.'), self.names.get(other, '').split('.')
+        common = next((i for i, pair in enumerate(zip(*names)) if pair[0] != pair[1]), min(map(len, names)))
+        return -common, abs(self.places[one] - self.places[other])
 
 
 def lacks_parameters(optimizer: Optimizer, part: nn.Module) -> bool:
@@ -62,39 +131,36 @@ def fresh_groups(optimizer: Optimizer, model: nn.Module, cfg: Optional[Dict[str,
         with _silenced():
             fresh = build_optim_wrapper(model, copy.deepcopy(dict(cfg)))
         return fresh.optimizer.param_groups
-    if len(optimizer.param_groups) > 1:
-        raise ValueError(f'the optimizer has {len(optimizer.param_groups)} parameter groups and the runner knows no '
-                         'config of it, so the options of new parameters are unknown; build the runner with '
-                         'Runner.from_cfg, or with one group')
+    check_groups(optimizer, cfg)
     group = {key: value for key, value in optimizer.param_groups[0].items() if key != 'params'}
     return [{**group, 'params': list(model.parameters())}]
 
 
-def regrouped(fresh: List[Group], old: Dict[Parameter, Group]) -> List[Group]:
-    """Fresh groups with the current values of the old ones.
+def check_groups(optimizer: Optimizer, cfg: Optional[Dict[str, Any]]) -> None:
+    """Refuse several groups that no config tells how to build.
 
-    Args:
-        fresh (list[dict]): Groups as just constructed.
-        old (dict): Group of each parameter that the optimizer had.
+    Raises:
+        ValueError: With what to do.
     """
-    # (options at construction, options now) of every surviving parameter's group
-    history = [(group, old[parameter]) for group in fresh for parameter in group['params'] if parameter in old]
-    if not history:
-        raise ValueError('no parameter of the optimizer has survived; it belongs to another model')
-    result = []
-    for group in fresh:
-        now = next((old[parameter] for parameter in group['params'] if parameter in old), None)
-        if now is None:
-            now = next((current for start, current in history if _options(start) == _options(group)), None)
-        values = _options(now) if now is not None else _scaled(group, *history[0])
-        # schedules change numbers; a text, as the name of a parameter, tells about this group
-        texts = {key: value for key, value in _options(group).items() if isinstance(value, str)}
-        result.append({**_options(group), **values, **texts, 'params': group['params']})
-    return result
+    if not cfg and len(optimizer.param_groups) > 1:
+        raise ValueError(f'the optimizer has {len(optimizer.param_groups)} parameter groups and the runner knows no '
+                         'config of it, so the options of new parameters are unknown; build the runner with '
+                         'Runner.from_cfg, or with one group')
 
 
 def _options(group: Group) -> Dict[str, Any]:
     return {key: value for key, value in group.items() if key != 'params'}
+
+
+def _ratios(start: Group, now: Group) -> Tuple:
+    """First values that schedules go out from, over those of a construction: the same for all groups."""
+    return tuple(round(now[f'initial_{key}'] / value, 9) for key, value in start.items()
+                 if _number(value) and value and _number(now.get(f'initial_{key}')))
+
+
+def _kind(group: Group) -> Dict[str, Any]:
+    """Options but for names: param_name, group_name and the like tell about one group."""
+    return {key: value for key, value in _options(group).items() if 'name' not in key}
 
 
 def _scaled(group: Group, start: Group, now: Group) -> Group:
@@ -102,6 +168,8 @@ def _scaled(group: Group, start: Group, now: Group) -> Group:
     values = _options(group)
     for key, value in _options(now).items():
         origin = key[len('initial_'):] if key.startswith('initial_') else {'max_lr': 'lr', 'min_lr': 'lr'}.get(key, key)
+        if 'name' in key:
+            continue
         if origin in start and start[origin] == group.get(origin):
             values[key] = value
         elif origin in start and _number(value) and _number(start[origin]) and start[origin]:

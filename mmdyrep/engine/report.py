@@ -1,11 +1,15 @@
 """What a person reads in the log."""
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Mapping
+
+from mmengine.runner import Runner
 
 from mmdyrep.models import DyRepBackbone
 from mmdyrep.reparam.eligible import by_reason
 
+from .calendar import Calendar
 from .history import History
-from .updating import describe
+from .loops import training_length
+from .scoring import frozen
 
 
 def human(value: float) -> str:
@@ -16,7 +20,7 @@ def human(value: float) -> str:
     return f'{value:.4g}'
 
 
-def opening(backbone: DyRepBackbone, metric: str) -> List[str]:
+def opening(backbone: DyRepBackbone, metric: str, history: History) -> List[str]:
     """Lines at the start of training: what can grow, what can't and why."""
     candidates, skipped = backbone.candidates(), backbone.skipped()
     lines = [f'DyRep: {len(candidates)} ops can be expanded, ranked by {metric}: {", ".join(candidates)}']
@@ -24,7 +28,50 @@ def opening(backbone: DyRepBackbone, metric: str) -> List[str]:
         lines.append(f'DyRep: expanded already: {", ".join(backbone.structure["ops"])}')
     lines += [f'DyRep: {len(names)} skipped, {reason}: {", ".join(names)}'
               for reason, names in by_reason(skipped).items()]
+    given_up = history.given_up('expanding')
+    if given_up:
+        lines.append(f'DyRep: not tried again, they have moved the output: {", ".join(sorted(given_up))}')
     return lines
+
+
+def never(runner: Runner, calendar: Calendar, by_epoch: bool) -> List[str]:
+    """Line of a training that ends before its first update."""
+    unit = 'epochs' if by_epoch else 'iterations'
+    length, done = training_length(runner, by_epoch), runner.epoch if by_epoch else runner.iter
+    first = calendar.first_after(done)
+    if length is None or done >= length or (first is not None and first <= length):
+        return []
+    when = f'the first would follow {unit[:-1]} {first}' if first is not None else 'none is left before end'
+    return [f'DyRep: no update will happen: {when}, the training ends after {length} {unit} '
+            f'({", ".join(calendar.described())}). For updates, set less interval or begin of DyRepHook, in {unit}']
+
+
+NOT_CALLED = ('DyRep: the first batch\'s training step does not call the backbone as a module, so its output can\'t be '
+              'compared before and after an update; call self.backbone(x), not a method of it')
+
+
+def why_unscored(backbone: DyRepBackbone, scores: Mapping[str, float], ranked: bool, steps: int, scored: int) -> str:
+    """Why no op could be ranked in an interval; nothing where one was, or where none is left to be expanded.
+
+    Args:
+        backbone (DyRepBackbone): With its candidates.
+        scores (Mapping[str, float]): Of the interval.
+        ranked (bool): Whether any took part in the ranking.
+        steps (int): That the optimizer has taken in the interval.
+        scored (int): Scores that have been read in them.
+    """
+    still = frozen(backbone)
+    if ranked or not scores and not still:
+        return ''
+    if not scores:
+        return f'all {len(still)} ops that could be expanded are frozen (requires_grad=False)'
+    if not steps:
+        return ('the optimizer of optim_wrapper has not stepped: gradients are accumulated over more iterations than '
+                'the interval has, all steps overflowed, or the training step does not use it')
+    if not scored:
+        return (f'none of the {len(scores)} ops had a gradient when the optimizer stepped ({steps} times): they are '
+                'not part of the loss, or something clears or keeps back their gradients')
+    return 'no score, or no output of the backbone, was a finite number'
 
 
 def change(entry: Dict[str, Any], by_epoch: bool) -> List[str]:
@@ -35,6 +82,8 @@ def change(entry: Dict[str, Any], by_epoch: bool) -> List[str]:
         lines.append(f'DyRep [{when}]: no finite score, not considered: {", ".join(entry["unscored"])}')
     if entry['over_budget']:
         lines.append(f'DyRep [{when}]: passed over, beyond max_macs_ratio: {", ".join(entry["over_budget"])}')
+    for name, reason in entry.get('passed_over', ()):
+        lines.append(f'DyRep [{when}]: passed over {name}: {reason}')
     if entry['tied']:
         lines.append(f'DyRep [{when}]: equal scores, the first taken: {", ".join(entry["tied"])}')
     votes = entry.get('scoring', {}).get('votes')
@@ -60,17 +109,36 @@ def change(entry: Dict[str, Any], by_epoch: bool) -> List[str]:
     return lines
 
 
-def _scoring(entry: Dict[str, Any]) -> str:
+def _scoring(entry: Mapping[str, Any]) -> str:
     seconds = entry.get('scoring', {}).get('seconds', 0)
     return f' and {seconds:.1f} s for the scores' if seconds >= 0.05 else ''
 
 
-def alarm(entry: Dict[str, Any], tolerance: float) -> List[str]:
-    """Warning of an update that did not keep the function of the network or of its averaged copy."""
-    return [f'DyRep: the {what} moved by {entry[key]:.1e} of its largest value (tolerance {tolerance:.0e}) by '
-            f'{describe(entry["grown"], entry["cut"])}. It should have stayed the same but for rounding'
-            for key, what in (('drift', "backbone's output"), ('drift_ema', "averaged backbone's output"))
-            if entry.get(key) is not None and entry[key] > tolerance]
+def alarm(entry: Mapping[str, Any], by_epoch: bool, tolerance: float) -> List[str]:
+    """Warnings of an update that was undone, and of one that had nothing to rank."""
+    when = f'epoch {entry["epoch"]}' if by_epoch else f'iter {entry["iter"]}'
+    lines = []
+    undone = entry.get('undone')
+    if undone:
+        moved = 'is no finite number any more after' if undone['drift'] is None else (
+            f'moved by {undone["drift"]:.1e} of its largest value (tolerance {tolerance:.0e}) by')
+        lines.append(f'DyRep [{when}]: the {undone["of"]} output {moved} {undone["doing"]} {undone["op"]}. It should '
+                     'have stayed the same but for rounding: the whole update has been undone, the training goes on, '
+                     f'and {undone["doing"]} {undone["op"]} is not tried again')
+    if entry.get('why_unscored'):
+        lines.append(f'DyRep [{when}]: nothing was scored, so nothing is expanded: {entry["why_unscored"]}')
+    return lines
+
+
+def show(runner: Runner, backbone: DyRepBackbone, cost: Mapping[str, Any]) -> None:
+    """Let the costs go into the training's own lines of log, scalars.json and visualizers, from now on.
+
+    Lines of their own would be taken for validation, and have other steps than the training's.
+    """
+    hub = runner.message_hub
+    hub.update_scalar('train/dyrep/macs', cost['macs'].get('model', cost['macs']['backbone']))
+    hub.update_scalar('train/dyrep/parameters', cost['parameters']['model'])
+    hub.update_scalar('train/dyrep/blocks', len(backbone.structure['ops']))
 
 
 def closing(history: History) -> str:

@@ -1,10 +1,11 @@
 """An update happens as a whole or not at all."""
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
 from mmengine.optim import OptimWrapper, _ParamScheduler
 from torch import nn
+from torch.optim import Optimizer
 
 from mmdyrep.reparam.handing import HOOK_TABLES
 
@@ -12,8 +13,8 @@ Undo = Callable[[], None]
 
 
 @contextmanager
-def all_or_nothing(modules: Sequence[nn.Module], optim_wrapper: OptimWrapper,
-                   schedulers: Sequence[_ParamScheduler]) -> Iterator[None]:
+def all_or_nothing(modules: Sequence[nn.Module], optim_wrapper: Optional[OptimWrapper] = None,
+                   schedulers: Sequence[_ParamScheduler] = ()) -> Iterator[None]:
     """Put everything back as it was if the block ends with an error, which goes on.
 
     Modules, parameters and buffers are the very objects that they were, with their values, modes and order. Takes
@@ -21,11 +22,13 @@ def all_or_nothing(modules: Sequence[nn.Module], optim_wrapper: OptimWrapper,
 
     Args:
         modules (Sequence[nn.Module]): Whatever an update changes: backbones.
-        optim_wrapper (OptimWrapper): Its groups and its state by parameter; values of the state are not copied.
+        optim_wrapper (OptimWrapper, optional): Its groups and its state by parameter; values of the state are not
+            copied.
         schedulers (Sequence[_ParamScheduler]): Of the optimizer.
     """
     undo: List[Undo] = [_module_undo(module) for part in modules for module in part.modules()]
-    undo += [_optimizer_undo(optim_wrapper), *(_attributes_undo(scheduler) for scheduler in schedulers)]
+    undo += [_optimizer_undo(optim_wrapper.optimizer)] if optim_wrapper is not None else []
+    undo += [_attributes_undo(scheduler) for scheduler in schedulers]
     try:
         yield
     except BaseException:
@@ -54,8 +57,7 @@ def _module_undo(module: nn.Module) -> Undo:
     return undo
 
 
-def _optimizer_undo(optim_wrapper: OptimWrapper) -> Undo:
-    optimizer = optim_wrapper.optimizer
+def _optimizer_undo(optimizer: Optimizer) -> Undo:
     groups = [(group, dict(group), list(group['params'])) for group in optimizer.param_groups]
     state = dict(optimizer.state)
 

@@ -1,8 +1,6 @@
 """Scores of the ops at an update, from the steps of the interval and the batches kept of it."""
 import time
-from typing import Any, Dict, List, Tuple
-
-from torch import Tensor
+from typing import Any, Collection, Dict, List, Tuple
 
 from mmdyrep.dynamics import Key, Metric, Moment, Op, Saliency, build_metric, name_of
 from mmdyrep.models import DyRepBackbone
@@ -10,27 +8,35 @@ from mmdyrep.models import DyRepBackbone
 from .updating import Round
 
 
-def ops_of(backbone: DyRepBackbone) -> List[Op]:
-    """The candidates with their modules."""
-    return [Op(name, backbone.get_submodule(name), backbone.norm_behind(name)) for name in backbone.candidates()]
+def frozen(backbone: DyRepBackbone) -> List[str]:
+    """Ops that could be expanded but for their weight, which does not learn at the moment."""
+    return [name for name, reason in backbone.skipped().items() if reason == 'frozen']
+
+
+def ops_of(backbone: DyRepBackbone, also_frozen: bool = False) -> List[Op]:
+    """The candidates with their modules, and those that would be if they were not frozen."""
+    names = backbone.candidates() + (frozen(backbone) if also_frozen else [])
+    return [Op(name, backbone.get_submodule(name), backbone.norm_behind(name)) for name in names]
+
+
+def readings(saliency: Saliency) -> int:
+    """How many scores of single iterations or batches a metric, or the metrics within it, have read."""
+    return sum(saliency.counts.values()) + sum(map(readings, getattr(saliency, 'metrics', {}).values()))
 
 
 def _measure(saliency: Saliency, round_: Round) -> None:
-    model = round_.model
-
-    def loss(batch: Any) -> Tensor:
-        return model.parse_losses(round_.exact_run(batch))[0]
-
-    saliency.measure(model, loss, round_.batches, ops_of(round_.backbone))
+    saliency.measure(round_.model, round_.loss, round_.batches, ops_of(round_.backbone))
 
 
-def score(saliency: Saliency, round_: Round, moment: Moment) -> Tuple[Dict[Key, float], Dict[str, Any]]:
+def score(saliency: Saliency, round_: Round, moment: Moment,
+          without: Collection[str] = ()) -> Tuple[Dict[Key, float], Dict[str, Any]]:
     """Scores of the candidates, the same on all ranks; what is measured leaves the model as it is.
 
     Args:
         saliency (Saliency): Has seen the steps of the interval.
         round_ (Round): Model in train mode, and the batches kept.
         moment (Moment): The update this is for.
+        without (Collection[str]): Candidates that are not to be expanded.
 
     Returns:
         tuple: Scores, and an entry for the history: ``scoring``, with the seconds and the metric's notes.
@@ -38,7 +44,7 @@ def score(saliency: Saliency, round_: Round, moment: Moment) -> Tuple[Dict[Key, 
     begin = time.perf_counter()
     if saliency.batches:
         _measure(saliency, round_)
-    scores = saliency.scores(round_.backbone.candidates(), moment)
+    scores = saliency.scores([name for name in round_.backbone.candidates() if name not in without], moment)
     return scores, {'scoring': {**saliency.notes, 'seconds': round(time.perf_counter() - begin, 3)}}
 
 

@@ -24,6 +24,11 @@ OPTIMIZERS = {
 }
 
 
+def by_parameter(groups: List[Dict[str, Any]]) -> Dict[int, Dict[str, Any]]:
+    """Group of each parameter, in the order of the groups."""
+    return {id(parameter): group for group in groups for parameter in group['params']}
+
+
 def optimizer_of(runner: Runner) -> torch.optim.Optimizer:
     return runner.optim_wrapper.optimizer
 
@@ -83,13 +88,16 @@ def test_groups_are_those_of_a_fresh_construction(tmp_path: Path, paramwise: Any
 
     def compare(runner: Runner) -> None:
         fresh = build_optim_wrapper(runner.model, copy.deepcopy(cfg.optim_wrapper)).optimizer.param_groups
-        groups = optimizer_of(runner).param_groups
-        assert len(fresh) == len(groups)
-        for expected, group in zip(fresh, groups):
-            assert [id(parameter) for parameter in expected['params']] == [id(p) for p in group['params']]
-            assert group['initial_lr'] == expected['lr'] and group['weight_decay'] == expected['weight_decay']
-            assert group['initial_momentum'] == expected['momentum']
-        seen.append({(group['initial_lr'], group['weight_decay']) for group in groups})
+        groups = by_parameter(optimizer_of(runner).param_groups)
+        expected = by_parameter(fresh)
+        assert set(groups) == set(expected)
+        for parameter, group in groups.items():
+            wanted = expected[parameter]
+            assert group['initial_lr'] == wanted['lr'] and group['weight_decay'] == wanted['weight_decay']
+            assert group['initial_momentum'] == wanted['momentum']
+        if not paramwise:
+            assert list(groups) == list(expected)
+        seen.append({(group['initial_lr'], group['weight_decay']) for group in groups.values()})
 
     trained(cfg, tmp_path, [AroundUpdates(lambda runner: None, compare)])
     assert len(seen) == 4
@@ -107,10 +115,10 @@ SCHEDULES: Dict[str, Any] = {
 
 
 def values(runner: Runner) -> List[Tuple[bool, float, float]]:
-    """(whether of OP, rate, momentum) of each group."""
+    """(whether of OP, rate, momentum) of each parameter."""
     of_op = {id(parameter) for name, parameter in runner.model.named_parameters() if name.startswith(f'backbone.{OP}')}
-    return [(id(group['params'][0]) in of_op, group['lr'], group['momentum'])
-            for group in optimizer_of(runner).param_groups]
+    return [(id(parameter) in of_op, group['lr'], group['momentum'])
+            for group in optimizer_of(runner).param_groups for parameter in group['params']]
 
 
 @pytest.mark.parametrize('schedule', list(SCHEDULES))
@@ -137,9 +145,9 @@ def test_rates_go_on_as_in_the_plain_run(tmp_path: Path, schedule: str, paramwis
         assert len(now) >= len(expected)
         table = {of_op: (lr, momentum) for of_op, lr, momentum in expected}
         for of_op, lr, momentum in now:
-            assert (lr, momentum) == pytest.approx(table[of_op if paramwise else now[0][0]], rel=1e-12)
+            assert (lr, momentum) == pytest.approx(table[of_op], rel=1e-12)
     assert len({now[0][1] for now in plain}) > 1
-    assert len(grown[-1]) > len(plain[-1]) or not paramwise
+    assert len(grown[-1]) > len(plain[-1])
 
 
 def test_several_groups_without_a_config_are_refused() -> None:

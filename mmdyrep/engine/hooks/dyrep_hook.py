@@ -1,5 +1,5 @@
 """When: Algorithm 1 in an mmengine runner."""
-import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -8,16 +8,18 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
-from torch import nn
 
-from mmdyrep.dynamics import Metric, Moment, Op, eval_output, name_of
+from mmdyrep.dynamics import Metric, Moment, Op, name_of
 from mmdyrep.models.finding import find_backbone, unwrapped
 
 from .. import report
+from ..arriving import follow
 from ..batches import LastBatches
+from ..calendar import Calendar
 from ..checkpoints import make_checkpoints_atomic, resume_from_readable
-from ..checks import check_order, check_runner, check_settings, check_space
+from ..checks import check_candidates, check_order, check_runner, check_settings, check_space
 from ..compiling import compile_anew
+from ..costs import cost, counting_shape
 from ..distributed import (
     check_agreement,
     check_wrapper,
@@ -25,18 +27,17 @@ from ..distributed import (
     mean_statistics,
     remember_comm_hook,
     saves_after_iteration,
-    wrap_anew,
 )
-from ..ema import averaged_copies
-from ..following import follow
-from ..gradients import before_each_step
+from ..following import change, models_of, round_of, take_layout
 from ..history import History, check_saved, write_files
+from ..layout import layout
+from ..loops import epoch_length
 from ..memory import explain_out_of_memory
-from ..optimizer import rebuild_groups, refresh_schedulers, scheduler_list
-from ..random_state import watch_fetches
-from ..restoring import all_or_nothing
-from ..scoring import check_metric, metric_settings, ops_of, score, try_metric
-from ..updating import Policy, Round, cost, counting_shape, update
+from ..random_state import counts_iterations, watch_fetches
+from ..scoring import check_metric, metric_settings, ops_of, readings, score, try_metric
+from ..starting import CallCount, image_shape, look_ahead
+from ..stepping import Steppers
+from ..updating import Policy
 
 
 class _After(Hook):
@@ -86,8 +87,9 @@ class DyRepHook(Hook):
     def __init__(self, interval: int = 5, by_epoch: bool = True, begin: int = 0, end: Optional[int] = None,
                  metric: Metric = 'synflow', num_grow: int = 1, dep: Optional[Dict[str, float]] = dict(threshold=0.02),
                  calibration_batches: int = 20, max_macs_ratio: Optional[float] = None) -> None:
+        dep = dict(dep) if dep is not None else None
         check_settings(interval, begin, end, num_grow, dep, calibration_batches, max_macs_ratio)
-        self.interval, self.by_epoch, self.begin, self.end = interval, bool(by_epoch), begin, end
+        self.calendar, self.by_epoch = Calendar(interval, begin, end), bool(by_epoch)
         self.metric, self._metric = name_of(metric), metric
         self.policy = Policy(num_grow, dep and dep['threshold'], dep and dep.get('bound'), max_macs_ratio)
         self.saliency = check_metric(metric, calibration_batches, interval, by_epoch)
@@ -96,6 +98,9 @@ class DyRepHook(Hook):
         self.batches = LastBatches(calibration_batches)
         self._ops: Optional[List[Op]] = None
         self._shape: Optional[Sequence[int]] = None
+        self._steps, self._calls = 0, None  # of the interval; forward passes of the backbone for a batch
+        self._counting: Optional[CallCount] = None
+        self._steppers: Optional[Steppers] = None
 
     # ------------------------------------------------------------------ before training
 
@@ -105,10 +110,9 @@ class DyRepHook(Hook):
             return  # a test or validation run, whose config may tell of a training that is not built
         check_wrapper(runner)
         self._name, self._backbone = find_backbone(runner.model)
-        check_runner(runner, self.by_epoch)
+        check_runner(runner, self.by_epoch, self._backbone)
         check_order(runner, self)
-        if not self._backbone.candidates():
-            raise ValueError('DyRepHook: no op of the backbone can be expanded: ' + self._backbone.why_none())
+        check_candidates(self._backbone)
         if not any(isinstance(hook, _After) for hook in runner.hooks):
             runner.register_hook(_After(self))
         remember_comm_hook(runner)
@@ -120,161 +124,137 @@ class DyRepHook(Hook):
         name, backbone = find_backbone(runner.model)
         prefix = f'{name}.' if name else ''
         training = isinstance(getattr(runner, 'optim_wrapper', None), OptimWrapper)
-        saved = checkpoint.get('dyrep') if training and getattr(runner, '_resume', False) else None
+        resuming = training and getattr(runner, '_resume', False)
+        saved = checkpoint.get('dyrep') if resuming else None
         if saved is not None:
             check_saved(saved)
-        before = backbone.structure
+        before, parameters = backbone.structure, set(unwrapped(runner.model).parameters())
         backbone.match_structure(checkpoint.get('state_dict', checkpoint), prefix)
-        follow(runner, self._bring_along, backbone.structure != before)
-        if training and getattr(runner, '_resume', False):
+        follow(runner, backbone.structure != before, parameters)
+        if resuming:
             check_space(backbone)
-            if saved is not None:
-                self.history = History(saved['history'])
-                self.saliency.load_state_dict(saved['saliency'])
-                self.structures = dict(saved.get('structures', {}))
+            take_layout(runner, checkpoint)
+        if saved is not None:
+            self.history = History(saved['history'])
+            self.saliency.load_state_dict(saved['saliency'])
+            self.structures = dict(saved.get('structures', {}))
+            self._steps, self._calls = saved.get('steps', 0), saved.get('calls')
 
     def before_train(self, runner: Runner) -> None:
         """Log what can grow; rewrite the run's files from what was loaded, those of a later time go."""
         self._folder = Path(runner.work_dir) / 'dyrep'
         self._seed = from_first_rank(runner.seed or 0)
         self.saliency.to(next(self._backbone.parameters()).device)
-        if follow(runner, self._bring_along):
+        if follow(runner):
             compile_anew(runner)
-        before_each_step(runner.optim_wrapper.optimizer, self._observe)
+        self._steppers = Steppers(self._backbone, self._observe)
+        self._steppers.bind(runner.optim_wrapper.optimizer)
         explain_out_of_memory(runner, lambda: self.history)
-        for line in report.opening(self._backbone, self.metric):
+        for line in report.opening(self._backbone, self.metric, self.history):
             runner.logger.info(line)
-        if not self.by_epoch:
+        for line in report.never(runner, self.calendar, self.by_epoch):
+            runner.logger.warning(line)
+        self._keeps_all = self.by_epoch and epoch_length(runner) is None
+        self._keeps_fetched = not self.by_epoch and counts_iterations(runner)
+        if self._keeps_fetched:
             watch_fetches(runner).after.append(lambda index, batch: self._keep(index + 1, 1, batch))
         if runner.rank == 0:
             write_files(self._folder, self.structures, runner.epoch if self.by_epoch else runner.iter)
 
     # ------------------------------------------------------------------ in the interval
 
-    def _due(self, now: int) -> bool:
-        return self.begin < now and (self.end is None or now <= self.end) and (now - self.begin) % self.interval == 0
-
-    def _next(self, now: int) -> Optional[int]:
-        """The update that epoch (or iteration) ``now``, counted from 1, works towards."""
-        if now <= self.begin:
-            return None
-        due = self.begin + math.ceil((now - self.begin) / self.interval) * self.interval
-        return due if self.end is None or due <= self.end else None
-
     def _keep(self, now: int, left: int, batch: Any) -> None:
         """Keep a batch of epoch (or iteration) ``now`` if it is among the last before an update."""
-        due = self._next(now)
+        due = self.calendar.next(now)
         if due is not None and (not self.by_epoch or due == now):
             self.batches.keep(due, left if self.by_epoch else due - now + 1, batch)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Keep the last batches of the interval; iteration loops do so at each fetch, skipped ones included."""
+        self._steppers.bind(runner.optim_wrapper.optimizer)  # hooks may have built another
         if self._shape is None:
             self._start(runner, data_batch)
         now = (runner.epoch if self.by_epoch else runner.iter) + 1
-        self._active = self._next(now) is not None
-        if self.by_epoch:
-            self._keep(now, len(runner.train_dataloader) - batch_idx, data_batch)
+        self._active = self.calendar.next(now) is not None
+        if not self._keeps_fetched:
+            self._keep(now, 1 if self._keeps_all or not self.by_epoch else epoch_length(runner) - batch_idx,
+                       data_batch)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """After the first iteration: so often does one batch go through the backbone."""
+        if self._counting is not None:
+            self._calls, self._counting = self._counting.stop(), None
 
     def _start(self, runner: Runner, data_batch: Any) -> None:
-        """Count the costs at the start, which takes the size of a batch."""
-        model = unwrapped(runner.model)
-        shapes = []
-        hook = self._backbone.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
-        try:
-            if self._backbone.input_shape is None:
-                eval_output(model, self._backbone, self._round(runner, []).run, data_batch)
-        finally:
-            hook.remove()
-        try_metric(self._metric, self._round(runner, [data_batch]))
+        """Look at the backbone's first call; count the costs at the start, which takes the size of a batch."""
+        call = look_ahead(runner, self._backbone, data_batch)
         # batches of other ranks may have another size, and the budget would allow other ops
-        self._shape = from_first_rank(counting_shape(self._backbone, shapes[0] if shapes else None))
-        self.history.begin(runner.iter, cost(model, self._backbone, self._shape), self._settings())
+        self._shape = from_first_rank(counting_shape(self._backbone, image_shape(call)))
+        try_metric(self._metric, round_of(runner, self._backbone, [data_batch], self._shape, 1))
+        if call is None:
+            runner.logger.warning(report.NOT_CALLED)
+        if self._calls is None:
+            self._counting = CallCount(self._backbone)
+        now = cost(unwrapped(runner.model), self._backbone, self._shape)
+        self.history.begin(runner.iter, now, self._settings())
+        report.show(runner, self._backbone, now)
         self._write(runner)
 
     @torch.no_grad()
     def _observe(self, scale: Any) -> None:
         if not self._active:
             return
-        self._ops = self._ops or ops_of(self._backbone)
-        self.saliency.observe(self._ops, scale)
+        self._steps += 1
+        if self._ops is None:
+            self._ops = ops_of(self._backbone, also_frozen=True)
+        # what is frozen now may learn later in the interval
+        self.saliency.observe([op for op in self._ops if op.conv.weight.requires_grad], scale)
 
     # ------------------------------------------------------------------ the update
 
     def after(self, runner: Runner, now: int) -> None:
         """Called after every epoch (or iteration), counted from 1."""
-        if not self._due(now):
+        if not self.calendar.due(now):
             return
         when = f'the update of {"epoch" if self.by_epoch else "iteration"} {now}'
         self.share_statistics(runner)
-        check_agreement(self._models(runner), f'before {when}')
+        check_agreement(models_of(runner), f'before {when}')
         moment = Moment(self._seed, len(self.history.updates))
-        runner.model.train()
-        round_ = self._round(runner, self.batches.all())
-        scores, told = score(self.saliency, round_, moment)
-        changing = [self._backbone, *(copy.backbone for copy in round_.copies)]
-        try:
-            with all_or_nothing(changing, runner.optim_wrapper, scheduler_list(runner.param_schedulers)):
-                entry = update(round_, scores, self.policy, moment)
-                if entry['grown'] or entry['cut']:
-                    self._bring_along(runner)
-        finally:
-            for copy in round_.copies:
-                copy.relist()
-        check_agreement(self._models(runner), f'after {when}')
-        if entry['grown'] or entry['cut']:
-            wrap_anew(runner)
-            compile_anew(runner)
+        round_ = round_of(runner, self._backbone, self.batches.all(), self._shape, self._calls or 1)
+        scores, told = score(self.saliency, round_, moment, self.history.given_up('expanding'))
+        # half precision rounds more
+        eps = torch.finfo(next(self._backbone.parameters()).dtype).eps
+        policy = replace(self.policy, tolerance=max(self.drift_tolerance, 32 * eps))
+        entry = change(runner, round_, scores, policy, moment, self.history.given_up('removing'), self._steppers, when)
+        why = report.why_unscored(self._backbone, scores, bool(entry['scores']), self._steps,
+                                  readings(self.saliency))
+        done = (runner.epoch + 1, runner.iter) if self.by_epoch else (runner.epoch, runner.iter + 1)
+        entry = {**dict(zip(('epoch', 'iter'), done)), 'metric': self.metric, **told, **entry,
+                 **({'why_unscored': why} if why else {})}
         self.saliency.reset()
         self.batches.clear()
-        entry = {'epoch': runner.epoch + 1 if self.by_epoch else runner.epoch, 'iter': runner.iter + (
-            0 if self.by_epoch else 1), 'metric': self.metric, **told, **entry}
+        self._steps, self._ops = 0, None
         self.history.add(entry)
         for line in report.change(entry, self.by_epoch):
             runner.logger.info(line)
-        for line in report.alarm(entry, self.drift_tolerance):
+        for line in report.alarm(entry, self.by_epoch, policy.tolerance):
             runner.logger.warning(line)
-        runner.visualizer.add_scalars({
-            'dyrep/macs': entry['macs'].get('model', entry['macs']['backbone']),
-            'dyrep/parameters': entry['parameters']['model'],
-            'dyrep/blocks': len(self._backbone.structure['ops']),
-        }, step=entry['epoch'] if self.by_epoch else entry['iter'])
+        report.show(runner, self._backbone, entry)
         self.structures[now] = self._backbone.structure
         self._write(runner)
 
-    def _models(self, runner: Runner) -> List[nn.Module]:
-        return [unwrapped(runner.model), *(copy.model for copy in averaged_copies(runner))]
-
     def share_statistics(self, runner: Runner) -> None:
         """Make the batch norm statistics of all ranks the same, as before an update and before they are saved."""
-        mean_statistics(self._models(runner))
-
-    def _round(self, runner: Runner, batches: Sequence[Any]) -> Round:
-        model = unwrapped(runner.model)
-
-        def exact_run(batch: Any) -> Any:
-            return model._run_forward(model.data_preprocessor(batch, True), mode='loss')
-
-        def run(batch: Any) -> None:
-            with runner.optim_wrapper.optim_context(model):
-                exact_run(batch)
-
-        return Round(model, self._backbone, run, batches, self._shape, averaged_copies(runner), exact_run)
-
-    def _bring_along(self, runner: Runner) -> None:
-        """Whatever hangs on the parameters follows the new structure."""
-        self._ops = None
-        rebuild_groups(runner.optim_wrapper, unwrapped(runner.model), runner.cfg.get('optim_wrapper'))
-        refresh_schedulers(scheduler_list(runner.param_schedulers))
+        mean_statistics(models_of(runner))
 
     # ------------------------------------------------------------------ files
 
     def _settings(self) -> Dict[str, Any]:
-        return {**metric_settings(self._metric), 'interval': self.interval, 'by_epoch': self.by_epoch,
-                'begin': self.begin, 'end': self.end, 'num_grow': self.policy.num_grow,
-                'threshold': self.policy.threshold, 'bound': self.policy.bound,
-                'max_macs_ratio': self.policy.max_macs_ratio, 'space': self._backbone.space,
-                'input_shape': list(self._shape)}
+        return {**metric_settings(self._metric), 'interval': self.calendar.interval, 'by_epoch': self.by_epoch,
+                'begin': self.calendar.begin, 'end': self.calendar.end,
+                'num_grow': self.policy.num_grow, 'threshold': self.policy.threshold,
+                'bound': self.policy.bound, 'max_macs_ratio': self.policy.max_macs_ratio,
+                'space': self._backbone.space, 'input_shape': list(self._shape)}
 
     def _write(self, runner: Runner) -> None:
         if runner.rank == 0:
@@ -285,10 +265,12 @@ class DyRepHook(Hook):
         """Put the history and the score sums of a half-done interval into the checkpoint."""
         self.history.iterations = max(self.history.iterations, checkpoint.get('meta', {}).get('iter', 0))
         checkpoint['dyrep'] = {'history': self.history.state(), 'saliency': self.saliency.state_dict(),
-                               'structures': dict(self.structures)}
+                               'structures': dict(self.structures), 'steps': self._steps, 'calls': self._calls,
+                               'groups': layout(runner.optim_wrapper.optimizer, unwrapped(runner.model))}
 
     def after_train(self, runner: Runner) -> None:
         """Close the history with the averages over the whole training."""
         self.history.iterations = runner.iter
+        self._steppers.release()
         self._write(runner)
         runner.logger.info(report.closing(self.history))

@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmdyrep import DyRepHook
+from mmdyrep.fileio import read_json
 from tests.dyrep_runs import dyrep_config, history, log_lines, runner_of, trained, updates
 from tests.runs import differences, needs_images, small_config
 
@@ -136,7 +137,7 @@ def test_a_run_whose_updates_never_come_is_the_plain_one(tmp_path: Path, by_epoc
 
 def test_log_and_scalars(tmp_path: Path) -> None:
     cfg = dyrep_config(dict(dep=dict(threshold=0.0003), metric='snip_bn'), backbone=dict(exclude=('layer2', )))
-    runner = trained(cfg, tmp_path)
+    trained(cfg, tmp_path)
     done, lines = updates(tmp_path), log_lines(tmp_path)
     assert lines[0].startswith('DyRep: 5 ops can be expanded, ranked by snip_bn: conv1, layer1.0.conv1')
     assert any(line.startswith('DyRep: 4 skipped, excluded: layer2.0.conv1') for line in lines[:4])
@@ -155,11 +156,13 @@ def test_log_and_scalars(tmp_path: Path) -> None:
     assert lines[-1].startswith('DyRep: 4 updates, 4 ops expanded, ')
 
     scalars = [json.loads(line) for line in next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()]
-    drawn = [line for line in scalars if 'dyrep/macs' in line]
-    assert [line['step'] for line in drawn] == [1, 2, 3, 4]
-    assert [line['dyrep/macs'] for line in drawn] == [entry['macs']['model'] for entry in done]
-    assert [line['dyrep/parameters'] for line in drawn] == [entry['parameters']['model'] for entry in done]
-    assert drawn[-1]['dyrep/blocks'] == len(runner.model.backbone.structure['ops'])
+    # in the lines of the training itself, an epoch each, from the next one on
+    assert [line['step'] for line in scalars] == [8, 16, 24, 32] and all('lr' in line for line in scalars)
+    costs = [history(tmp_path)['start'], *done]
+    assert [line['dyrep/macs'] for line in scalars] == [cost['macs']['model'] for cost in costs[:4]]
+    assert [line['dyrep/parameters'] for line in scalars] == [cost['parameters']['model'] for cost in costs[:4]]
+    assert [line['dyrep/blocks'] for line in scalars] == [0, *(len(read_json(
+        tmp_path / 'dyrep' / f'structure_{epoch}.json')['ops']) for epoch in (1, 2, 3))]
 
 
 class Spoil(Hook):
