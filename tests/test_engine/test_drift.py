@@ -55,7 +55,7 @@ def test_it_is_undone_said_kept_in_the_history_and_the_next_op_grows(
     assert len(second['grown']) == num_grow and 'undone' not in second
     assert second['scores'][0][0] == second['grown'][0]['op']
     assert second['scores'] and all(name != OP for name, _ in second['scores'])
-    warning = next(line for line in lines if 'undone' in line)
+    warning = next(line for line in lines if 'has been undone' in line)
     assert f'expanding {OP} is not tried again' in warning and '(tolerance 1e-03)' in warning
     content = json.loads((tmp_path / 'dyrep' / 'history.json').read_text())
     assert content['updates'][0]['undone'] == first['undone']
@@ -65,7 +65,7 @@ def test_it_is_undone_said_kept_in_the_history_and_the_next_op_grows(
 def test_a_right_formula_sets_off_nothing(tmp_path: Path, caplog: Any) -> None:
     runner = runner_of(short(epochs=1), tmp_path)
     prefer(runner)
-    assert not [line for line in messages(runner, caplog) if 'undone' in line]
+    assert not [line for line in messages(runner, caplog) if 'has been undone' in line]
     assert dyrep_hook(runner).history.updates[0]['grown'][0]['op'] == OP
 
 
@@ -105,7 +105,7 @@ def test_an_averaged_copy_that_moves(tmp_path: Path, caplog: Any, monkeypatch: A
     seen: List[Dict[str, Any]] = []
     runner = runner_of(short(epochs=1), tmp_path, Call(
         before=lambda runner: seen.append(everything(runner)), after=lambda runner: seen.append(everything(runner))))
-    warning, = [line for line in messages(runner, caplog) if 'undone' in line]
+    warning, = [line for line in messages(runner, caplog) if 'has been undone' in line]
     assert "the averaged backbone's output moved" in warning
     assert differences(seen[0], seen[1]) == []
 
