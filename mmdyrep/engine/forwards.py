@@ -42,7 +42,7 @@ def runner_forward(runner: Runner, model: Optional[nn.Module] = None, exact: boo
         step = given or partial(getattr(type(model), 'train_step', _base_step), model)
 
     def run(batch: Any) -> None:
-        with _without_tf32() if exact else nullcontext():
+        with _without_tf32() if exact else nullcontext(), _without_backward(standing):
             step(copied(batch), optim_wrapper=standing)
 
     return run
@@ -77,6 +77,18 @@ def _through(wrapper: nn.Module, model: nn.Module, data: Any, optim_wrapper: Any
         wrapper.train_step(data, optim_wrapper=optim_wrapper)
     finally:
         vars(wrapper).pop('forward', None)
+
+
+@contextmanager
+def _without_backward(standing: '_Standing') -> Iterator[None]:
+    """A step that calls ``backward`` itself gets no gradients: nothing is there to be learnt from."""
+    saved = Tensor.backward, torch.autograd.backward
+    try:
+        Tensor.backward = lambda loss, *args, **kwargs: standing.backward(loss)
+        torch.autograd.backward = lambda tensors, *args, **kwargs: standing.backward(tensors)
+        yield
+    finally:
+        Tensor.backward, torch.autograd.backward = saved
 
 
 @contextmanager

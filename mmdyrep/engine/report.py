@@ -26,7 +26,8 @@ def opening(backbone: DyRepBackbone, metric: str, history: History) -> List[str]
     lines = [f'DyRep: {len(candidates)} ops can be expanded, ranked by {metric}: {", ".join(candidates)}']
     if backbone.structure['ops']:
         lines.append(f'DyRep: expanded already: {", ".join(backbone.structure["ops"])}')
-    lines += [f'DyRep: {len(names)} skipped, {reason}: {", ".join(names)}'
+    lines += [f'DyRep: {len(names)} ops are frozen and take part as soon as their weights learn: {", ".join(names)}'
+              if reason == 'frozen' else f'DyRep: {len(names)} skipped, {reason}: {", ".join(names)}'
               for reason, names in by_reason(skipped).items()]
     given_up = history.given_up('expanding')
     if given_up:

@@ -1,20 +1,22 @@
 """No run trains with branches that its optimizer does not know."""
 import weakref
-from typing import Any
+from typing import Any, Set
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-_changed: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
+# changed backbones, with the parameters that learned then: what is thawed later is up to the user
+_changed: 'weakref.WeakKeyDictionary[nn.Module, Set[int]]' = weakref.WeakKeyDictionary()
 _installed = []
 
 
 def watch(backbone: nn.Module) -> None:
     """Check, before the next step of its optimizer, that this holds every trainable parameter of the backbone."""
-    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+    learning = {id(parameter) for parameter in backbone.parameters() if parameter.requires_grad}
+    if not learning:
         return  # an averaged copy
-    _changed.add(backbone)
+    _changed[backbone] = learning
     if not _installed:
         _installed.append(register_optimizer_step_pre_hook(_check))
 
@@ -23,16 +25,16 @@ def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if not _changed:
         return
     known = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
-    for backbone in list(_changed):
+    for backbone, learning in list(_changed.items()):
         parameters = dict(backbone.named_parameters())
         if not any(id(parameter) in known for parameter in parameters.values()):
             continue  # another model's optimizer, or an averaged copy
         missing = [name for name, parameter in parameters.items()
-                   if parameter.requires_grad and id(parameter) not in known]
+                   if parameter.requires_grad and id(parameter) in learning - known]
         if missing:
             raise RuntimeError(
                 f'{len(missing)} trainable parameters of the backbone are not in the optimizer, '
                 f'{missing[0]} the first: the structure has changed after the optimizer was built. '
                 'Add DyRepHook (default_hooks=dict(dyrep=dict(type="DyRepHook"))), or give the structure when the '
                 'model is built (DyRepBackbone(structure=...), or pretrained=<the augmented checkpoint>).')
-        _changed.discard(backbone)
+        _changed.pop(backbone, None)

@@ -98,6 +98,7 @@ class DyRepHook(Hook):
         self.batches = LastBatches(calibration_batches)
         self._ops: Optional[List[Op]] = None
         self._shape: Optional[Sequence[int]] = None
+        self._active = False  # whether steps count
         self._steps, self._calls = 0, None  # of the interval; forward passes of the backbone for a batch
         self._counting: Optional[CallCount] = None
         self._steppers: Optional[Steppers] = None
@@ -216,6 +217,7 @@ class DyRepHook(Hook):
         """Called after every epoch (or iteration), counted from 1."""
         if not self.calendar.due(now):
             return
+        self._active = False
         when = f'the update of {"epoch" if self.by_epoch else "iteration"} {now}'
         self.share_statistics(runner)
         check_agreement(models_of(runner), f'before {when}')
