@@ -27,8 +27,8 @@ def untouched(*models: nn.Module) -> Iterator[None]:
     Back come the values of parameters and buffers, modes, submodules, hooks, and all that attributes hold: numbers,
     lists, dicts, sets, arrays, tensors, generators, optimizers, objects with attributes of their own. What is changed
     in place is restored in place, so whoever shares an object sees the old content, too. Not seen: what functions keep
-    in their closures, what classes and Python modules hold, iterators, attributes of TorchScript modules, and objects of the
-    machinery around a model (runners, data sets and loaders, loggers).
+    in their closures, what classes and Python modules hold, iterators, attributes of TorchScript modules, and objects
+    of the machinery around a model (runners, data sets and loaders, loggers).
 
     Takes a copy of all tensors meanwhile, and a walk over the attributes: for ResNet-50 about 30 ms on a CPU.
 
