@@ -1,15 +1,17 @@
 """An optimizer brought along when the parameters of its model change."""
 import copy
 import logging
-from collections import Counter
 from contextlib import contextmanager
-from typing import Any, Collection, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Collection, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, _ParamScheduler, build_optim_wrapper
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
+
+from mmdyrep.models.finding import find_backbone
+from mmdyrep.reparam import fold_all
 
 Group = Dict[str, Any]
 
@@ -54,7 +56,7 @@ def rebuild_groups(optim_wrapper: OptimWrapper, model: nn.Module, cfg: Optional[
     present = set(model.parameters())
     owner = {parameter: group for group in groups for parameter in group['params']}
     gone = {parameter for parameter in owner if parameter not in present and (before is None or parameter in before)}
-    homes = _Homes(model, fresh, owner)
+    homes = _Homes(model, fresh, owner, lambda: _plain_kinds(optimizer, model, cfg))
     joining = [(parameter, group) for group in fresh for parameter in group['params'] if parameter not in owner]
     # chosen before any group is touched: it may fail
     chosen = [(parameter, homes.of(parameter, group)) for parameter, group in joining]
@@ -86,7 +88,8 @@ def _notes(homes: '_Homes', strays: List[Parameter]) -> List[str]:
 class _Homes:
     """Finds the group that a new parameter joins."""
 
-    def __init__(self, model: nn.Module, fresh: List[Group], owner: Dict[Parameter, Group]) -> None:
+    def __init__(self, model: nn.Module, fresh: List[Group], owner: Dict[Parameter, Group],
+                 plain_kinds: Callable[[], Dict[str, Group]]) -> None:
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         listed = [parameter for group in fresh for parameter in group['params']]
         self.places = {parameter: place for place, parameter in enumerate(listed)}
@@ -94,9 +97,13 @@ class _Homes:
                      if parameter in owner]
         if not survivors:
             raise ValueError('no parameter of the optimizer has survived; it belongs to another model')
-        usual = Counter(_ratios(start, home) for _, start, home in survivors).most_common(1)[0][0]
+        moved = {parameter for parameter, name in self.names.items() if '.branches.' in name}
+        usual = [_kind(group) for parameter, group, _ in survivors if parameter not in moved]
+        doubtful = {item[0] for item in survivors if item[0] in moved and _kind(item[1]) not in usual}
+        plain = plain_kinds() if doubtful else {}
         # where the config has other options for a parameter's new name, its group does not tell what they come to
-        self._survivors = [item for item in survivors if _ratios(*item[1:]) == usual]
+        self._survivors = [item for item in survivors if item[0] not in doubtful or plain.get(
+            _plain_name(self.names[item[0]])) in (None, _kind(item[1]))] or survivors
         self.added: List[Group] = []
         self.added_for: List[Parameter] = []
 
@@ -152,10 +159,18 @@ def _options(group: Group) -> Dict[str, Any]:
     return {key: value for key, value in group.items() if key != 'params'}
 
 
-def _ratios(start: Group, now: Group) -> Tuple:
-    """First values that schedules go out from, over those of a construction: the same for all groups."""
-    return tuple(round(now[f'initial_{key}'] / value, 9) for key, value in start.items()
-                 if _number(value) and value and _number(now.get(f'initial_{key}')))
+def _plain_kinds(optimizer: Optimizer, model: nn.Module, cfg: Optional[Dict[str, Any]]) -> Dict[str, Group]:
+    """What the config gives the parameters of the plain network, by name."""
+    plain = copy.deepcopy(model)
+    backbone = find_backbone(plain)[1]
+    fold_all(backbone, backbone.survey.ops)
+    names = {parameter: name for name, parameter in plain.named_parameters()}
+    return {names[parameter]: _kind(group) for group in fresh_groups(optimizer, plain, cfg)
+            for parameter in group['params']}
+
+
+def _plain_name(name: str) -> str:
+    return f"{name.split('.branches.')[0]}.{name.rpartition('.')[2]}"
 
 
 def _kind(group: Group) -> Dict[str, Any]:
