@@ -89,7 +89,8 @@ class DyRepHook(Hook):
                  calibration_batches: int = 20, max_macs_ratio: Optional[float] = None) -> None:
         dep = dict(dep) if dep is not None else None
         check_settings(interval, begin, end, num_grow, dep, calibration_batches, max_macs_ratio)
-        self.calendar, self.by_epoch = Calendar(interval, begin, end), bool(by_epoch)
+        self.interval, self.by_epoch, self.begin, self.end = interval, bool(by_epoch), begin, end
+        self.calendar = Calendar(interval, begin, end)
         self.metric, self._metric = name_of(metric), metric
         self.policy = Policy(num_grow, dep and dep['threshold'], dep and dep.get('bound'), max_macs_ratio)
         self.saliency = check_metric(metric, calibration_batches, interval, by_epoch)

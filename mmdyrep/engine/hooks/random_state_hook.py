@@ -8,6 +8,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..checkpoints import make_checkpoints_atomic, resume_from_readable
+from ..loops import epoch_length, loaders_of
 from ..random_state import counts_iterations, set_random_state, watch_fetches
 
 
@@ -64,7 +65,7 @@ class RandomStateHook(Hook):
 
 def _obstacles(runner: Runner, given: Optional[int]) -> List[str]:
     """What keeps a resumed run from being exact, each with its remedy."""
-    loader, by_iteration = runner.train_dataloader, counts_iterations(runner)
+    by_iteration, length = counts_iterations(runner), epoch_length(runner)
     lines = []
     if given is None:
         lines.append('no seed is set, so a resumed run shuffles in another order; '
@@ -74,7 +75,7 @@ def _obstacles(runner: Runner, given: Optional[int]) -> List[str]:
                      f'loader keeps; set randomness.seed={runner.seed} for an exact resume')
     if not runner.deterministic:
         lines.append('operations may differ from run to run in the last bits; set randomness.deterministic=True')
-    if loader.persistent_workers and not by_iteration:
+    if any(getattr(loader, 'persistent_workers', False) for loader in loaders_of(runner)) and not by_iteration:
         lines.append('the random state of persistent data workers can\'t be restored, a resumed run augments '
                      'otherwise; set train_dataloader.persistent_workers=False')
     savers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
@@ -83,7 +84,7 @@ def _obstacles(runner: Runner, given: Optional[int]) -> List[str]:
                      'set by_epoch=True and the interval in epochs in the checkpoint hook')
     optim_wrapper = runner.optim_wrapper
     count = getattr(optim_wrapper, '_accumulative_counts', 1) if isinstance(optim_wrapper, OptimWrapper) else 1
-    steps = [hook.interval if by_iteration else hook.interval * len(loader) for hook in savers if hook.interval > 0]
+    steps = [hook.interval if by_iteration else hook.interval * (length or 0) for hook in savers if hook.interval > 0]
     if any(step % count for step in steps):
         lines.append(f'gradients are accumulated over {count} iterations and checkpoints are saved in between, which '
                      f'loses them; let the iterations between checkpoints be a multiple of {count}')
@@ -100,6 +101,6 @@ def _obstacles(runner: Runner, given: Optional[int]) -> List[str]:
 
 
 def _repeats_draws(runner: Runner) -> bool:
-    loader = runner.train_dataloader
-    seeded = getattr(loader.worker_init_fn, 'func', None) is worker_init_fn
-    return seeded and loader.num_workers > 0 and not loader.persistent_workers and not counts_iterations(runner)
+    return not counts_iterations(runner) and any(
+        getattr(getattr(loader, 'worker_init_fn', None), 'func', None) is worker_init_fn
+        and loader.num_workers > 0 and not loader.persistent_workers for loader in loaders_of(runner))
