@@ -28,12 +28,13 @@ def count(model: nn.Module, *inputs: Any, **kwargs: Any) -> Count:
     result, hooks = Count(), []
 
     def look(name: str):
-        def hook(module: nn.Module, args: Tuple[Tensor, ...], output: Tensor) -> None:
-            result.inputs[name] = tuple(args[0].shape)
+        def hook(module: nn.Module, args: Tuple[Tensor, ...], kwargs: Dict[str, Tensor], output: Tensor) -> None:
+            x = args[0] if args else next(iter(kwargs.values()))
+            result.inputs[name] = tuple(x.shape)
             if isinstance(module, nn.Linear):
                 result.by_name[name] = result.by_name.get(name, 0) + output.numel() * module.in_features
             elif not isinstance(module, Block):
-                points = args[0] if isinstance(module, nn.ConvTranspose2d) else output
+                points = x if isinstance(module, nn.ConvTranspose2d) else output
                 per_point = module.weight[0].numel()
                 result.by_name[name] = result.by_name.get(name, 0) + points.numel() * per_point
         return hook
@@ -41,7 +42,7 @@ def count(model: nn.Module, *inputs: Any, **kwargs: Any) -> Count:
     counted = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, Block)
     for name, module in model.named_modules():
         if isinstance(module, counted):
-            hooks.append(module.register_forward_hook(look(name)))
+            hooks.append(module.register_forward_hook(look(name), with_kwargs=True))
     try:
         with torch.no_grad(), untouched(model):
             model.eval()

@@ -6,7 +6,7 @@ from torch import nn
 from mmdyrep.dynamics import Key, macs
 from mmdyrep.models import DyRepBackbone
 from mmdyrep.models.finding import is_classifier
-from mmdyrep.models.probing import input_shapes, zeros
+from mmdyrep.models.probing import input_shapes, inputs_for, zeros
 from mmdyrep.reparam import fitting
 from mmdyrep.reparam.surgery import geometry_of
 
@@ -21,9 +21,9 @@ def budget(backbone: DyRepBackbone, shape: Sequence[int],
     """Cost of expanding an op, and the MACs that may still be added; None without a ratio."""
     if ratio is None:
         return (lambda key: 0), None
-    counted = macs.count(backbone, zeros(backbone, shape))
-    plain = backbone.to_plain()
-    base = macs.count(plain, zeros(plain, shape)).total
+    args, kwargs = inputs_for(backbone, shape)
+    counted = macs.count(backbone, *args, **kwargs)
+    base = macs.count(backbone.to_plain(), *args, **kwargs).total
 
     def extra(key: Key) -> int:
         name, wanted = parts(key)
@@ -41,11 +41,11 @@ def cost(model: nn.Module, backbone: nn.Module, shape: Sequence[int]) -> Dict[st
         backbone (nn.Module): Its backbone.
         shape (Sequence[int]): (C, H, W) of the input.
     """
-    x = zeros(backbone, shape)
-    counted = {'backbone': macs.count(backbone, x).total}
+    args, kwargs = inputs_for(backbone, shape)
+    counted = {'backbone': macs.count(backbone, *args, **kwargs).total}
     parameters = {'backbone': macs.parameters(backbone), 'model': macs.parameters(model)}
-    if model is not backbone and is_classifier(model):
-        counted['model'] = macs.count(model, x, mode='tensor').total
+    if model is not backbone and is_classifier(model) and not kwargs and len(args) == 1:
+        counted['model'] = macs.count(model, zeros(backbone, shape), mode='tensor').total
     return {'macs': counted, 'parameters': parameters}
 
 

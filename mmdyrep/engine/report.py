@@ -23,7 +23,8 @@ def human(value: float) -> str:
 def opening(backbone: DyRepBackbone, metric: str, history: History) -> List[str]:
     """Lines at the start of training: what can grow, what can't and why."""
     candidates, skipped = backbone.candidates(), backbone.skipped()
-    lines = [f'DyRep: {len(candidates)} ops can be expanded, ranked by {metric}: {", ".join(candidates)}']
+    lines = [f'DyRep: {len(candidates)} ops can be expanded, ranked by {metric}: {", ".join(candidates)}',
+             f'DyRep: each was tried on a copy of the backbone, in {backbone.survey_seconds:.1f} s']
     if backbone.structure['ops']:
         lines.append(f'DyRep: expanded already: {", ".join(backbone.structure["ops"])}')
     lines += [f'DyRep: {len(names)} ops are frozen and take part as soon as their weights learn: {", ".join(names)}'

@@ -3,10 +3,15 @@ from typing import Any, Dict, Optional, Tuple
 
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from mmdyrep.models import DyRepBackbone
 from mmdyrep.models.finding import unwrapped
+from mmdyrep.models.probing import NotProbed
+from mmdyrep.reparam.random_state import random_state_kept
 
 from .forwards import first_call, runner_forward
+from .loops import loaders_of
 
 Call = Tuple[tuple, Dict[str, Any]]
 
@@ -30,6 +35,30 @@ def look_ahead(runner: Runner, backbone: nn.Module, batch: Any) -> Optional[Call
             f'{type(runner.model).__name__}, as calibration does with the last batches of an interval: '
             f'{type(error).__name__}: {error}. Let the loop call before_train_iter with what it gives to train_step'
         ) from error
+
+
+def survey_by_first_batch(runner: Runner, backbone: DyRepBackbone) -> None:
+    """Survey a backbone whose forward takes something else than one image with the first images of the training.
+
+    They come from a loader of their own, in this process: the training's is not touched, nor is the random state.
+
+    Raises:
+        NotProbed: If no image has been taken, since the loop draws from several loaders.
+    """
+    try:
+        backbone.skipped()
+    except NotProbed:
+        loaders = loaders_of(runner)
+        if len(loaders) != 1 or not isinstance(loaders[0], DataLoader):
+            raise
+        loader = loaders[0]
+        with random_state_kept():
+            batch = next(iter(DataLoader(loader.dataset, batch_size=min(loader.batch_size or 2, 2),
+                                         collate_fn=loader.collate_fn)))
+            call = look_ahead(runner, backbone, batch)
+        if call is None:
+            raise
+        backbone.probe_with(*call[0], **call[1])
 
 
 def image_shape(call: Optional[Call]) -> Optional[Tuple[int, ...]]:

@@ -15,7 +15,7 @@ from mmdyrep.reparam import Block, StructureError, eligible, structure as struct
 from . import loading, starting
 from .guard import watch
 from .norms import norm_maker
-from .probing import probe_backbone, probe_with
+from .probing import example_of, probe_backbone, probe_with
 from .reasons import why_not
 from .settings import build, check_exclude, checked
 from .wrapping import Extension, extended
@@ -109,6 +109,11 @@ class DyRepBackbone(Extension):
             self._dyrep.survey_by(probe_backbone, self, self._dyrep.input_shape)
         return self._dyrep.survey
 
+    @property
+    def survey_seconds(self) -> float:
+        """Seconds that :attr:`survey` took."""
+        return self._dyrep.seconds
+
     def probe_with(self, *args: Any, **kwargs: Any) -> None:
         """Survey the plain backbone with inputs of its forward, where that takes something else than one image.
 
@@ -118,6 +123,7 @@ class DyRepBackbone(Extension):
         if self.structure['ops']:
             raise ValueError('probe_with needs the plain backbone, before any op is expanded')
         self._dyrep.survey_by(probe_with, self, args, kwargs)
+        self._dyrep.example = example_of(args, kwargs)
 
     @property
     def structure(self) -> Dict[str, Any]:

@@ -9,6 +9,8 @@ from mmdyrep.reparam import Survey, examine
 from mmdyrep.reparam.probe import tensors_in
 
 SIZES = ((128, 128), (224, 224))
+# of a forward pass, positional and by keyword
+Inputs = Tuple[Tuple, Dict[str, Any]]
 
 
 def input_shapes(model: nn.Module, wanted: Optional[Tuple[int, ...]] = None) -> List[Tuple[int, int, int]]:
@@ -68,20 +70,30 @@ def _other_inputs(model: nn.Module) -> str:
 
 def probe_with(model: nn.Module, args: Tuple, kwargs: Dict[str, Any]) -> Survey:
     """Survey a backbone with inputs of a real forward pass, two images of them where it takes so few."""
-    few = _first_two(args, _batch_size((args, kwargs))), _first_two(kwargs, _batch_size((args, kwargs)))
+    few = _first((args, kwargs), 2, _batch_size((args, kwargs)))
     try:
         return examine(model, *few[0], **few[1])
     except Exception:  # of whatever a batch consists
         return examine(model, *args, **kwargs)
 
 
+def example_of(args: Tuple, kwargs: Dict[str, Any]) -> Inputs:
+    """The first image of inputs of a forward pass."""
+    return _first((args, kwargs), 1, _batch_size((args, kwargs)))
+
+
+def inputs_for(backbone: nn.Module, shape: Tuple[int, ...]) -> Inputs:
+    """What a wrapped backbone can be run on: the example that it was shown, else one image of a shape (C, H, W)."""
+    return backbone._dyrep.example or ((zeros(backbone, shape),), {})
+
+
 def _batch_size(inputs: Any) -> Optional[int]:
     return next((len(tensor) for tensor in tensors_in(inputs) if tensor.dim() > 1), None)
 
 
-def _first_two(value: Any, batch: Optional[int]) -> Any:
+def _first(value: Any, number: int, batch: Optional[int]) -> Any:
     if isinstance(value, torch.Tensor):
-        return value[:2] if value.dim() and len(value) == batch else value
+        return value[:number].detach() if value.dim() and len(value) == batch else value
     if isinstance(value, dict):
-        return {key: _first_two(item, batch) for key, item in value.items()}
-    return type(value)(_first_two(item, batch) for item in value) if type(value) in (list, tuple) else value
+        return {key: _first(item, number, batch) for key, item in value.items()}
+    return type(value)(_first(item, number, batch) for item in value) if type(value) in (list, tuple) else value

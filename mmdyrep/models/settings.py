@@ -26,6 +26,7 @@ class Settings:
     pinned: bool
     survey: Optional[reparam.Survey] = None
     seconds: float = 0.0  # that the survey took
+    example: Optional[Tuple[Tuple, Mapping[str, Any]]] = None  # inputs, where one image is not what the forward takes
     deployed: bool = False
 
     def survey_by(self, find: Callable[..., reparam.Survey], *args: Any) -> None:

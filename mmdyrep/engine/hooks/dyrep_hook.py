@@ -35,7 +35,7 @@ from ..loops import epoch_length
 from ..memory import explain_out_of_memory
 from ..random_state import counts_iterations, watch_fetches
 from ..scoring import check_metric, metric_settings, ops_of, readings, score, try_metric
-from ..starting import CallCount, image_shape, look_ahead
+from ..starting import CallCount, image_shape, look_ahead, survey_by_first_batch
 from ..stepping import Steppers
 from ..updating import Policy
 
@@ -114,6 +114,7 @@ class DyRepHook(Hook):
         self._name, self._backbone = find_backbone(runner.model)
         check_runner(runner, self.by_epoch, self._backbone)
         check_order(runner, self)
+        survey_by_first_batch(runner, self._backbone)
         check_candidates(self._backbone)
         if not any(isinstance(hook, _After) for hook in runner.hooks):
             runner.register_hook(_After(self))
