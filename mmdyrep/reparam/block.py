@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import kernels
+from . import kernels, merging
 from .answers import AsConv
 from .branches import BRANCHES, Branch, MakeNorm, kernel_of
 from .geometry import Geometry
@@ -69,12 +69,20 @@ class Block(AsConv):
         return [name for name in self.branches if name != 'kxk']
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map of shape (N, C_in, H, W) to (N, C_out, H', W'); named as a convolution's, for calls by keyword."""
+        """Map of shape (N, C_in, H, W) to (N, C_out, H', W'), as one convolution where nobody can tell.
+
+        The argument is named as a convolution's, for calls by keyword.
+        """
+        out = merging.run(self, input)
+        return self.branchwise(input) if out is None else out
+
+    def branchwise(self, x: Tensor) -> Tensor:
+        """What :meth:`forward` computes, branch by branch."""
         branches = iter(self.branches.values())
-        out = next(branches)(input)
+        out = next(branches)(x)
         for branch in branches:
             # not in place: the output of a module with a full backward hook is a view
-            out = out + branch(input)
+            out = out + branch(x)
         return out * self.scale.view(1, -1, 1, 1)
 
     @torch.no_grad()

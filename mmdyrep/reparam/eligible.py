@@ -8,10 +8,8 @@ from torch.nn.parameter import UninitializedTensorMixin
 from .branches import BRANCHES
 from .geometry import Geometry, symmetric_padding
 from .lookalike import has_hooks
+from .merging import is_plain_conv
 from .probe import Flow
-
-# Subclasses whose forward is the plain convolution on every non-empty input.
-PLAIN_CONVS = ('mmcv.cnn.bricks.wrappers.Conv2d',)
 
 
 # names of the modules that hold the tensor at each place in memory
@@ -30,8 +28,7 @@ def misfit_of_conv(conv: nn.Conv2d) -> str:
     kind = type(conv)
     if is_lazy(conv._parameters.get('weight')):
         return 'its weight is made by the first forward pass: run the network once before it is wrapped'
-    plain = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
-    if not plain and f'{kind.__module__}.{kind.__qualname__}' not in PLAIN_CONVS:
+    if not is_plain_conv(kind):
         return f'{kind.__name__} is more than a plain convolution'
     if conv._parameters.get('weight') is None:
         return 'its weight is computed from other parameters (weight or spectral norm, parametrization)'

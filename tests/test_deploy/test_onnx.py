@@ -1,4 +1,4 @@
-"""ONNX of a fused network: the nodes of the plain one, the outputs of the augmented one."""
+"""ONNX of a fused network, and of an augmented one: nodes of the plain one, outputs of the augmented one."""
 from collections import Counter
 
 import numpy as np
@@ -70,11 +70,14 @@ def test_nodes_of_the_plain_network_and_outputs_of_the_augmented_one(name, tmp_p
         if hasattr(module, 'switch_to_deploy') and module is not plain:
             module.switch_to_deploy()
             break
-    assert fused == export(plain, x, tmp_path / 'plain.onnx') and many['Conv'] > fused['Conv']
+    assert fused == export(plain, x, tmp_path / 'plain.onnx')
+    # blocks in eval mode run as one convolution; RepVGG's own have branches until they are switched
+    assert 'ScatterND' not in many and (many['Conv'] == fused['Conv'] or 'RepVGG' in name)
 
-    session = onnxruntime.InferenceSession(str(tmp_path / 'fused.onnx'), providers=['CPUExecutionProvider'])
-    got = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     wanted = wanted if isinstance(wanted, (tuple, list)) else [wanted]
-    assert len(got) == len(wanted)
-    for ours, theirs in zip(wanted, got):
-        np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-4 * max(1, float(ours.abs().max())))
+    for file in ('fused.onnx', 'augmented.onnx'):
+        session = onnxruntime.InferenceSession(str(tmp_path / file), providers=['CPUExecutionProvider'])
+        got = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert len(got) == len(wanted)
+        for ours, theirs in zip(wanted, got):
+            np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-4 * max(1, float(ours.abs().max())))
