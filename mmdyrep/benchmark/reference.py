@@ -1,0 +1,47 @@
+"""Blocks as one would write them by hand, to measure against: sums of nn.Sequential."""
+from typing import List
+
+from torch import Tensor, nn
+
+
+class Summed(nn.Module):
+    """Branches, each with a batch norm at its end, and their sum."""
+
+    def __init__(self, branches: List[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map of shape (N, C, H, W) to one of the same shape."""
+        return sum(branch(x) for branch in self.branches)
+
+
+def conv_bn(channels: int, height: int = 3, width: int = 3, padded: bool = True) -> List[nn.Module]:
+    """Convolution of stride 1 without bias, and its batch norm."""
+    padding = (height // 2, width // 2) if padded else 0
+    return [nn.Conv2d(channels, channels, (height, width), padding=padding, bias=False), nn.BatchNorm2d(channels)]
+
+
+def plain(channels: int) -> nn.Module:
+    """One 3x3 convolution and its norm."""
+    return nn.Sequential(*conv_bn(channels))
+
+
+def dbb(channels: int) -> nn.Module:
+    """The four branches of DBB: 3x3, 1x1, 1x1-3x3, 1x1-average."""
+    return Summed(_dbb(channels))
+
+
+def seven(channels: int) -> nn.Module:
+    """The seven branches of DyRep (Table 1)."""
+    return Summed([*_dbb(channels), nn.Sequential(*conv_bn(channels, 1, 3)), nn.Sequential(*conv_bn(channels, 3, 1)),
+                   nn.BatchNorm2d(channels)])
+
+
+def _dbb(channels: int) -> List[nn.Module]:
+    # zeros are padded between the 1x1 convolution and its norm, as in our blocks
+    inner = [nn.Conv2d(channels, channels, 1, bias=False), nn.ZeroPad2d(1), nn.BatchNorm2d(channels)]
+    again = [nn.Conv2d(channels, channels, 1, bias=False), nn.ZeroPad2d(1), nn.BatchNorm2d(channels)]
+    return [nn.Sequential(*conv_bn(channels)), nn.Sequential(*conv_bn(channels, 1, 1)),
+            nn.Sequential(*inner, *conv_bn(channels, padded=False)),
+            nn.Sequential(*again, nn.AvgPool2d(3, 1), nn.BatchNorm2d(channels))]
