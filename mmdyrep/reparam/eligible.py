@@ -11,7 +11,6 @@ from .lookalike import has_hooks
 from .merging import is_plain_conv
 from .probe import Flow
 
-
 # names of the modules that hold the tensor at each place in memory
 Owners = Dict[int, List[str]]
 
