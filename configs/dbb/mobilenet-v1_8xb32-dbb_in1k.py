@@ -2,4 +2,9 @@ _base_ = '../plain/mobilenet-v1_8xb32-plain_in1k.py'
 
 model = dict(
     backbone=dict(
-        _delete_=True, type='DyRepBackbone', backbone=_base_.model.backbone, space='dbb', static=True))
+        _delete_=True,
+        type='DyRepBackbone',
+        backbone=_base_.model.backbone,
+        space='dbb',
+        static=True,
+        keep_norm=False))

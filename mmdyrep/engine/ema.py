@@ -12,7 +12,7 @@ from mmdyrep.models import DyRepBackbone
 from mmdyrep.models.finding import find_backbone
 from mmdyrep.reparam import Block, Statistics
 from mmdyrep.reparam.block import restate
-from mmdyrep.reparam.kernels import Kernel, of_conv
+from mmdyrep.reparam.kernels import Kernel, fuse_bn, of_conv
 
 from .forwards import runner_forward
 
@@ -53,6 +53,8 @@ class Averaged:
             branches (Sequence[str]): Those that were added.
         """
         before = Kernel(*(part.clone() for part in of_conv(self.backbone.get_submodule(name))))
+        if self.backbone.leaves_out(name):
+            before = fuse_bn(before, self.backbone.norm_behind(name))
         # a generator of its own: the random state of the training is not touched
         self.backbone.expand(name, list(branches), generator=torch.Generator())
         block, original = self.backbone.get_submodule(name), source.get_submodule(name)

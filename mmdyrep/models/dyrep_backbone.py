@@ -10,14 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyrep import reparam
 from mmdyrep.fileio import read_json
-from mmdyrep.reparam import Block, StructureError, eligible, structure as structures, surgery
+from mmdyrep.reparam import Block, StructureError, eligible, left_out, structure as structures, surgery
 
 from . import loading, starting
 from .guard import watch
 from .norms import norm_maker
 from .probing import example_of, probe_backbone, probe_with
 from .reasons import why_not
-from .settings import build, check_exclude, checked
+from .settings import build, check_exclude, checked, static_structure
 from .wrapping import Extension, extended
 
 
@@ -43,6 +43,8 @@ class DyRepBackbone(Extension):
         pretrained (str, optional): As ``init_cfg=dict(type='Pretrained', checkpoint=...)``; a ``backbone.``
             prefix of its keys is found.
         init_cfg (dict, optional): Replaces that of the inner backbone.
+        keep_norm (bool): False: the norm behind an op is left out while this is a block of ``static`` or
+            ``structure``, as DBB and RepVGG have it; the fused network has it. Defaults to True.
 
     Example:
         >>> import torch
@@ -67,8 +69,8 @@ class DyRepBackbone(Extension):
 
     @classmethod
     def _make(cls, backbone, space='dyrep', static=False, structure=None, gamma_init=0.01, max_depth=2,
-                norm_cfg=None, exclude=(), input_shape=None, pretrained=None, init_cfg=None):
-        settings = checked(space, static, structure, gamma_init, max_depth, norm_cfg, exclude, input_shape)
+              norm_cfg=None, exclude=(), input_shape=None, pretrained=None, init_cfg=None, keep_norm=True):
+        settings = checked(space, static, structure, gamma_init, max_depth, norm_cfg, exclude, input_shape, keep_norm)
         if pretrained is not None and init_cfg is not None:
             raise ValueError('give pretrained or init_cfg, not both')
         if isinstance(structure, (str, os.PathLike)):
@@ -84,12 +86,7 @@ class DyRepBackbone(Extension):
         if init_cfg is not None:
             inner.init_cfg = init_cfg
         if static:
-            fits = {name: reparam.fitting(settings.space, surgery.geometry_of(inner.get_submodule(name)))
-                    for name in inner.survey.ops if not settings.excludes(name)}
-            ops = {name: ['kxk', *branches] for name, branches in fits.items() if branches}
-            if not ops:
-                raise ValueError(f'static=True, but no op can be expanded: {inner.why_none()}')
-            structure = {'version': structures.VERSION, 'ops': ops}
+            structure = static_structure(inner, settings)
         if structure is not None:
             inner.load_structure(structure)
         state = loading.local_state(getattr(inner, 'init_cfg', None), inner)
@@ -155,6 +152,10 @@ class DyRepBackbone(Extension):
     def norm_behind(self, name: str) -> Optional[_BatchNorm]:
         """Batch norm that reads the output of an op, nested or not; None where the op has a bias instead."""
         return reparam.norm_behind(self, name, self.survey.ops)
+
+    def leaves_out(self, name: str) -> bool:
+        """Whether the norm behind this op is not applied while it is a block (``keep_norm``)."""
+        return not self._dyrep.keep_norm and self.survey.ops.get(name) is not None
 
     def _ops(self) -> List[str]:
         return [name for op in self.survey.ops for name in structures.ops_within(self, op)]
@@ -241,6 +242,7 @@ class DyRepBackbone(Extension):
     def to_plain(self) -> nn.Module:
         """The backbone as configured, fused; this one is left as it is."""
         plain = reparam.fused_copy(self, self.survey.ops if self.structure['ops'] else {})
+        plain._settle()
         del plain._dyrep
         return plain.unwrap()
 
@@ -265,7 +267,13 @@ class DyRepBackbone(Extension):
         return dict(gamma=1.0 if settings.static else settings.gamma_init, rescale=not settings.static,
                     make_norm=norm_maker(settings.norm_cfg))
 
+    def _settle(self) -> None:
+        # without a survey there is no block yet, and it is perhaps being made
+        if not self._dyrep.keep_norm and self._dyrep.survey is not None:
+            self._dyrep.left_out = left_out.settle(self, self.survey.ops)
+
     def _changed(self) -> None:
+        self._settle()
         watch(self)
         starting.join_initialization(self)
 
@@ -278,6 +286,7 @@ class DyRepBackbone(Extension):
             follower = self.norm_behind(name)
             if follower is not None:
                 block.follow(follower)
+        self._settle()
         return self
 
     def __call__(self, *args, **kwargs):
@@ -286,11 +295,14 @@ class DyRepBackbone(Extension):
         if not self.training and not torch._dynamo.is_compiling():
             for name in surgery.outer_blocks(self):
                 self.norm_behind(name)
+        elif not torch._dynamo.is_compiling() and not left_out.all_left_out(self, self._dyrep.left_out):
+            self._settle()
         return super().__call__(*args, **kwargs)
 
     def init_weights(self) -> None:
         """As the inner class; new branches start with ``gamma_init`` (static ones with 1)."""
         starting.init_weights(self, getattr(super(), 'init_weights', None), self._options()['gamma'])
+        self._settle()
 
     def match_structure(self, state_dict: Mapping[str, Any], prefix: str = '') -> None:
         """Take the structure that a state dict brings; loading one does this by itself.
@@ -312,4 +324,6 @@ class DyRepBackbone(Extension):
             # the last three collect what the loader reports
             with torch.no_grad():
                 loading.take_plain_weights(self, state_dict, prefix, self.survey.ops, args[-3:])
+                if not self._dyrep.keep_norm:
+                    loading.take_norms(self, state_dict, prefix, self.survey.ops)
         super()._load_from_state_dict(state_dict, prefix, *args)

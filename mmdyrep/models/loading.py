@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmdyrep.fileio import NoStateDict, read_checkpoint
 from mmdyrep.reparam import Block, Statistics, StructureError, blocks_of, ops_in_keys
 from mmdyrep.reparam.kernels import Kernel
+from mmdyrep.reparam.left_out import taken_over
 from mmdyrep.reparam.structure import root_of, root_of_key
 from mmdyrep.reparam.surgery import outer_blocks
 
@@ -97,6 +98,21 @@ def _buffer(module: nn.Module, state_dict: Dict[str, Any], prefix: str, key: str
     """Buffer that a module will have when the state dict has been loaded."""
     present, new = getattr(module, key), state_dict.get(f'{prefix}.{key}')
     return new.to(present.device) if isinstance(new, Tensor) and new.shape == present.shape else present
+
+
+def take_norms(model: nn.Module, state_dict: Dict[str, Any], prefix: str, behind: Dict[str, Optional[str]]) -> None:
+    """Let the blocks of a state dict take over what the norms behind them do, for a model that leaves those out.
+
+    Args:
+        model (nn.Module): The wrapped backbone, with the structure of the state dict.
+        state_dict (dict): Changed in place, its tensors are not.
+        prefix (str): Of the backbone's keys.
+        behind (dict): Batch norms behind the ops.
+    """
+    for name in outer_blocks(model):
+        norm = behind[name]
+        if norm:
+            state_dict.update(taken_over(state_dict, prefix + name, prefix + norm, model.get_submodule(norm).eps))
 
 
 def pretrained_cfgs(init_cfg: Any) -> List[Dict[str, Any]]:

@@ -24,6 +24,8 @@ class Settings:
     input_shape: Optional[Tuple[int, ...]]
     static: bool
     pinned: bool
+    keep_norm: bool = True
+    left_out: Tuple[str, ...] = ()
     survey: Optional[reparam.Survey] = None
     seconds: float = 0.0  # that the survey took
     example: Optional[Tuple[Tuple, Mapping[str, Any]]] = None  # inputs, where one image is not what the forward takes
@@ -41,7 +43,7 @@ class Settings:
 
 
 def checked(space: Any, static: bool, structure: Any, gamma_init: float, max_depth: int, norm_cfg: Optional[dict],
-            exclude: Sequence[str], input_shape: Any) -> Settings:
+            exclude: Sequence[str], input_shape: Any, keep_norm: bool = True) -> Settings:
     """Settings out of the arguments of the wrapper; those that can't be are refused by name."""
     if isinstance(exclude, str):
         raise TypeError(f"exclude takes a sequence of names, got the string {exclude!r}; write exclude=('{exclude}',)")
@@ -51,6 +53,9 @@ def checked(space: Any, static: bool, structure: Any, gamma_init: float, max_dep
         raise ValueError(f'max_depth must be a whole number of at least 1, got {max_depth!r}')
     if static and structure is not None:
         raise ValueError('static=True expands every op; give it or a structure, not both')
+    if not keep_norm and not static and structure is None:
+        raise ValueError('keep_norm=False leaves out the norm behind the blocks of a fixed structure, as DBB and '
+                         'RepVGG do; give static=True or a structure with it')
     if isinstance(input_shape, int):
         input_shape = (input_shape, input_shape)
     if input_shape is not None and len(input_shape) not in (2, 3):
@@ -61,7 +66,8 @@ def checked(space: Any, static: bool, structure: Any, gamma_init: float, max_dep
     if len(names) < 2:
         raise ValueError(f"the operation space {space!r} has no branch beside 'kxk'")
     return Settings(names, float(gamma_init), max_depth, norm_cfg, tuple(exclude),
-                    tuple(input_shape) if input_shape else None, static, bool(static or structure is not None))
+                    tuple(input_shape) if input_shape else None, static, bool(static or structure is not None),
+                    bool(keep_norm))
 
 
 def build(backbone: Union[Mapping, nn.Module]) -> nn.Module:
@@ -91,3 +97,17 @@ def check_exclude(exclude: Sequence[str], inner: nn.Module) -> None:
     if unknown:
         raise ValueError(f'exclude names {unknown[0]!r}, but {type(inner).__name__} has no module of this name; its '
                          f'parts are {[name for name, _ in inner.named_children()]}')
+
+
+def static_structure(inner: nn.Module, settings: Settings) -> Mapping[str, Any]:
+    """Structure with every op that can be expanded, by all branches of the space that fit.
+
+    Raises:
+        ValueError: If there is no such op.
+    """
+    fits = {name: reparam.fitting(settings.space, reparam.surgery.geometry_of(inner.get_submodule(name)))
+            for name in inner.survey.ops if not settings.excludes(name)}
+    ops = {name: ['kxk', *branches] for name, branches in fits.items() if branches}
+    if not ops:
+        raise ValueError(f'static=True, but no op can be expanded: {inner.why_none()}')
+    return {'version': reparam.structure.VERSION, 'ops': ops}

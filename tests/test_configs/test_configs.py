@@ -30,6 +30,8 @@ TWINS = {
        for net in ('r50', 'r50b')},
 }
 TWINS['plain/resnet50_8xb32-plain_in1k.py'].append('dbb/resnet50_8xb32-dbb-7ops_in1k.py')
+TWINS['plain/resnet18_8xb32-plain_in1k.py'].append('dbb/resnet18_8xb32-dbb-norm_in1k.py')
+TWINS['plain/vgg16_1xb128-plain_cifar10.py'].append('dbb/vgg16_1xb128-dbb-norm_cifar10.py')
 PAIRS = [(plain, twin) for plain, twins in TWINS.items() for twin in twins]
 OURS = [name for name in all_configs() if not name.startswith('small/')]
 
@@ -66,6 +68,8 @@ def test_builds_with_the_structure_that_its_folder_promises(name):
         assert list(backbone.structure['ops']) == [
             conv for conv, module in plain.named_modules() if isinstance(module, torch.nn.Conv2d)
             and module.kernel_size == (3, 3) and not ('resnet' in name and conv.startswith('stem'))]
+        # DBB has no norm behind its blocks
+        assert all(backbone.leaves_out(op) == ('-norm' not in name) for op in backbone.structure['ops'])
         most = max(backbone.structure['ops'].values(), key=len)
         assert most == ['kxk', '1x1', '1x1_kxk', '1x1_avg', *(['1xk', 'kx1', 'residual'] if '7ops' in name else [])]
     else:
@@ -81,7 +85,8 @@ def test_twins_differ_in_the_method_alone(plain, twin):
     right.pop('pretrained', None)
     backbone = right['model']['backbone']
     if backbone['type'] == 'DyRepBackbone':
-        assert set(backbone) <= {'type', 'backbone', 'space', 'static', 'exclude', 'input_shape', 'pretrained'}
+        assert set(backbone) <= {'type', 'backbone', 'space', 'static', 'keep_norm', 'exclude', 'input_shape',
+                                 'pretrained'}
         right['model']['backbone'] = backbone['backbone']
     elif backbone['type'] == 'RepVGG':
         backbone['type'] = 'RepVGGPlain'
