@@ -105,3 +105,17 @@ def name_configs() -> None:
                 version(distribution)
             except PackageNotFoundError:
                 MODULE2PACKAGE[module] = module
+    _leave_scope_alone()
+
+
+def _leave_scope_alone() -> None:
+    """Types in the configs of this package are of the run's default scope: it has no registries of its own."""
+    from mmengine.config import Config
+    find = Config._get_cfg_path
+
+    def found(cfg_path: str, filename: str) -> Tuple[str, Optional[str]]:
+        path, scope = find(cfg_path, filename)
+        return path, None if scope == 'mmdyrep' else scope
+
+    if find.__module__ != __name__:
+        Config._get_cfg_path = staticmethod(found)

@@ -99,12 +99,17 @@ def test_other_names_are_no_attributes():
         mmdyrep.other  # noqa: B018
 
 
-def test_configs_of_this_package_are_found_by_name(tmp_path):
+@pytest.mark.parametrize('name', ['dyrep/resnet50_8xb32_in1k.py', 'small/dyrep_resnet18-w8_b64_fashion-mnist.py'])
+def test_configs_of_this_package_are_found_by_name(tmp_path, name):
     path = tmp_path / 'mine.py'
-    path.write_text("_base_ = 'mmdyrep::dyrep/resnet50_8xb32_in1k.py'\n")
-    ours = Config.fromfile(ROOT / 'configs' / 'dyrep' / 'resnet50_8xb32_in1k.py')
-    assert Config.fromfile(path).model.to_dict() == ours.model.to_dict()
-    assert get_config('mmdyrep::dyrep/resnet50_8xb32_in1k.py').model == ours.model
+    path.write_text(f"_base_ = 'mmdyrep::{name}'\n")
+    ours, found = Config.fromfile(ROOT / 'configs' / name), Config.fromfile(path)
+    # no scope is put into them that would have to be a registry
+    assert found.to_dict() == ours.to_dict() == get_config(f'mmdyrep::{name}').to_dict()
+    libraries.name_configs()
+    assert Config.fromfile(path).to_dict() == ours.to_dict()
+    path.write_text("_base_ = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'\n")
+    assert Config.fromfile(path).model['_scope_'] == 'mmpretrain'
 
 
 def test_a_library_under_another_distribution_name_is_found_by_its_module(distributions, monkeypatch):
