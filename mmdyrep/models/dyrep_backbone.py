@@ -17,7 +17,7 @@ from .guard import watch
 from .norms import norm_maker
 from .probing import example_of, probe_backbone, probe_with
 from .reasons import why_not
-from .settings import build, check_exclude, checked, static_structure
+from .settings import build, check_inner, checked, static_structure
 from .wrapping import Extension, extended
 
 
@@ -78,7 +78,7 @@ class DyRepBackbone(Extension):
         inner = build(backbone)
         if isinstance(inner, DyRepBackbone) or any(isinstance(module, Block) for module in inner.modules()):
             raise ValueError(f'{type(inner).__name__} is wrapped by DyRepBackbone already')
-        check_exclude(settings.exclude, inner)
+        check_inner(settings, inner)
         inner.__class__ = extended(cls, type(inner))
         inner._dyrep = settings
         if pretrained is not None:

@@ -1,6 +1,7 @@
 """No run trains with branches that its optimizer does not know."""
 import weakref
-from typing import Any, Set
+from functools import wraps
+from typing import Any, Callable, Dict, Set
 
 from torch import nn
 from torch.optim import Optimizer
@@ -9,6 +10,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 # changed backbones, with the parameters that learned then: what is thawed later is up to the user
 _changed: 'weakref.WeakKeyDictionary[nn.Module, Set[int]]' = weakref.WeakKeyDictionary()
 _installed = []
+_ADVICE = ('Add DyRepHook (default_hooks=dict(dyrep=dict(type="DyRepHook"))), with end=... if nothing shall grow any '
+           'more, or give the structure when the model is built (DyRepBackbone(structure=...), or pretrained=<the '
+           'augmented checkpoint>).')
 
 
 def watch(backbone: nn.Module) -> None:
@@ -19,6 +23,27 @@ def watch(backbone: nn.Module) -> None:
     _changed[backbone] = learning
     if not _installed:
         _installed.append(register_optimizer_step_pre_hook(_check))
+        Optimizer.load_state_dict = _explaining(Optimizer.load_state_dict)
+
+
+def _explaining(load: Callable) -> Callable:
+    """``Optimizer.load_state_dict`` that says what to do where the model has got another structure since it was built.
+
+    PyTorch has hooks for that of single optimizers only, and it is called before any step.
+    """
+
+    @wraps(load)
+    def wrapper(self: Optimizer, state_dict: Dict[str, Any]) -> Any:
+        try:
+            return load(self, state_dict)
+        except ValueError as error:
+            known = {id(parameter) for group in self.param_groups for parameter in group['params']}
+            if not any(id(parameter) in known for backbone in list(_changed) for parameter in backbone.parameters()):
+                raise
+            raise ValueError(f'{error}. The checkpoint is of a run with DyRep, whose structure the model has taken, '
+                             f'while the optimizer was built for the one before. {_ADVICE}') from error
+
+    return wrapper
 
 
 def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -34,7 +59,5 @@ def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if missing:
             raise RuntimeError(
                 f'{len(missing)} trainable parameters of the backbone are not in the optimizer, '
-                f'{missing[0]} the first: the structure has changed after the optimizer was built. '
-                'Add DyRepHook (default_hooks=dict(dyrep=dict(type="DyRepHook"))), or give the structure when the '
-                'model is built (DyRepBackbone(structure=...), or pretrained=<the augmented checkpoint>).')
+                f'{missing[0]} the first: the structure has changed after the optimizer was built. {_ADVICE}')
         _changed.pop(backbone, None)

@@ -1,7 +1,9 @@
 """The norm of the branches from a config."""
+import logging
 from functools import partial
-from typing import Callable, Optional
+from typing import Callable, Optional, Tuple
 
+from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -35,6 +37,30 @@ def check_norm(norm_cfg: dict) -> None:
     if not norm.affine or not norm.track_running_stats:
         raise ValueError('norm_cfg must keep weight, bias and running statistics (affine, track_running_stats), '
                          f'got {norm_cfg}')
+
+
+def warn_if_unlike(norm_cfg: Optional[dict], inner: nn.Module) -> None:
+    """Say that ``norm_cfg`` reaches the branches alone, where it is none that the backbone's own norms have.
+
+    A config, or ``--cfg-options model.backbone.norm_cfg...``, written for the backbone itself ends up at the wrapper
+    around it. The two can't be told apart, so the wrapper's meaning holds, and is said.
+    """
+    norms = [module for module in inner.modules() if isinstance(module, _BatchNorm)]
+    if norm_cfg is None or not norms:
+        return
+    mine = _look_of(_make(norm_cfg, 1))
+    if not any(_look_of(norm) == mine for norm in norms):
+        kind, eps, momentum, learns = _look_of(norms[0])
+        print_log(
+            f'DyRepBackbone: norm_cfg={dict(norm_cfg)} is that of the new branches alone; the norms of '
+            f'{type(inner).__name__} stay as they are ({kind}, eps={eps}, momentum={momentum}, requires_grad={learns}).'
+            ' If it was meant for these, write it into the inner config: model.backbone.backbone.norm_cfg',
+            logger='current', level=logging.WARNING)
+
+
+def _look_of(norm: _BatchNorm) -> Tuple[str, float, Optional[float], bool]:
+    learns = norm.weight is None or norm.weight.requires_grad
+    return type(norm).__name__, norm.eps, norm.momentum, learns
 
 
 def _make(norm_cfg: dict, channels: int) -> _BatchNorm:

@@ -9,7 +9,7 @@ from torch import nn
 
 from mmdyrep import reparam
 
-from .norms import check_norm
+from .norms import check_norm, warn_if_unlike
 
 
 @dataclass
@@ -88,8 +88,10 @@ def build(backbone: Union[Mapping, nn.Module]) -> nn.Module:
                        f"type='mmdet.{kind.split('.')[-1]}', or set default_scope in the config. ({error})") from error
 
 
-def check_exclude(exclude: Sequence[str], inner: nn.Module) -> None:
-    """Refuse names that the backbone does not have."""
+def check_inner(settings: Settings, inner: nn.Module) -> None:
+    """Refuse names that the backbone does not have; say what its norms do not have."""
+    warn_if_unlike(settings.norm_cfg, inner)
+    exclude = settings.exclude
     names = {name for name, _ in inner.named_modules()}
     # parts of a block are there only later
     unknown = [name for name in exclude
