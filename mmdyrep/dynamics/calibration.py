@@ -39,11 +39,12 @@ class Calibration:
         self.model, self.run, self.batches, self.part, self.calls = model, run, batches, part, calls
 
     @torch.no_grad()
-    def __call__(self, norms: Sequence[_BatchNorm]) -> List[Statistics]:
+    def __call__(self, norms: Sequence[_BatchNorm], fixed: bool = False) -> List[Statistics]:
         """Mean over the batches of all ranks of each norm's input mean and unbiased variance.
 
         Args:
             norms (Sequence[_BatchNorm]): They work in train mode meanwhile, frozen ones, too.
+            fixed (bool): They stay in the mode that they are in. Defaults to False.
 
         Returns:
             list[Statistics]: Of shape (C,) each, float64.
@@ -69,7 +70,7 @@ class Calibration:
         try:
             with untouched(self.model):
                 for norm in norms:
-                    norm.training = True
+                    norm.training = norm.training or not fixed
                 for batch in self.batches:
                     calls.clear()
                     try:

@@ -4,7 +4,7 @@ from typing import Any, Dict, List, Tuple
 import torch
 from torch import Tensor, nn
 
-from mmdyrep.reparam import BRANCHES, Block, Geometry
+from mmdyrep.reparam import BRANCHES, Block, Geometry, merging
 from mmdyrep.reparam.untouched import untouched
 
 
@@ -51,6 +51,19 @@ def count(model: nn.Module, *inputs: Any, **kwargs: Any) -> Count:
         for hook in hooks:
             hook.remove()
     return result
+
+
+def executed(model: nn.Module, *inputs: Any, **kwargs: Any) -> int:
+    """MACs of a forward in the modes that the modules are in, where blocks of fixed statistics are one convolution."""
+    merged = {f'{name}.': block for name, block in model.named_modules()
+              if isinstance(block, Block) and not merging.why_branchwise(block)}
+    counted = count(model, *inputs, **kwargs)
+    total = sum(value for name, value in counted.by_name.items() if not name.startswith(tuple(merged)))
+    for name, block in merged.items():
+        if not name[:-1].startswith(tuple(merged)):
+            height, width = block.geometry.output_size(counted.inputs[name[:-1]][2:])
+            total += height * width * block.original_conv().weight.numel()
+    return total
 
 
 def of_branches(names: List[str], geometry: Geometry, size: Tuple[int, int]) -> int:

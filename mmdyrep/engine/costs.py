@@ -36,6 +36,8 @@ def budget(backbone: DyRepBackbone, shape: Sequence[int],
 def cost(model: nn.Module, backbone: nn.Module, shape: Sequence[int]) -> Dict[str, Dict[str, int]]:
     """MACs and parameters of the backbone and, where it can be counted (classifiers), of the model.
 
+    ``macs`` are those of the branches, as the paper counts; with ``online`` also ``executed``, those of training.
+
     Args:
         model (nn.Module): The whole model.
         backbone (nn.Module): Its backbone.
@@ -46,7 +48,11 @@ def cost(model: nn.Module, backbone: nn.Module, shape: Sequence[int]) -> Dict[st
     parameters = {'backbone': macs.parameters(backbone), 'model': macs.parameters(model)}
     if model is not backbone and is_classifier(model) and not kwargs and len(args) == 1:
         counted['model'] = macs.count(model, zeros(backbone, shape), mode='tensor').total
-    return {'macs': counted, 'parameters': parameters}
+    if not backbone.online:
+        return {'macs': counted, 'parameters': parameters}
+    own = macs.executed(backbone, *args, **kwargs)
+    executed = {part: own + value - counted['backbone'] for part, value in counted.items()}
+    return {'macs': counted, 'executed': executed, 'parameters': parameters}
 
 
 def counting_shape(backbone: DyRepBackbone, batch_shape: Optional[Sequence[int]] = None) -> Sequence[int]:

@@ -13,6 +13,8 @@ from mmdyrep.models.finding import find_backbone
 from mmdyrep.reparam import Block, Statistics
 from mmdyrep.reparam.block import restate
 from mmdyrep.reparam.kernels import Kernel, fuse_bn, of_conv
+from mmdyrep.reparam.online import norms_in
+from mmdyrep.reparam.surgery import outer_blocks
 
 from .forwards import runner_forward
 
@@ -74,6 +76,13 @@ class Averaged:
         behind = self.backbone.norm_behind(name)
         if behind is not None and not isinstance(self.backbone.get_submodule(name), Block):
             _take_statistics(behind, source.norm_behind(name))
+
+    @torch.no_grad()
+    def take_statistics(self, source: DyRepBackbone) -> None:
+        """Follow blocks of the source whose norms have just been calibrated."""
+        for name, block in outer_blocks(self.backbone).items():
+            for norm, original in zip(norms_in(block), norms_in(source.get_submodule(name))):
+                _take_statistics(norm, original)
 
     def match(self, source: DyRepBackbone) -> None:
         """Take the structure of the source, as before weights are loaded."""

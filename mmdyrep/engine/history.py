@@ -7,7 +7,7 @@ from mmdyrep.fileio import PathLike, read_json, write_json
 
 VERSION = 1
 _NUMBER = (int, float)
-_COST = {'macs?': {str: _NUMBER}, 'parameters?': {str: _NUMBER}}
+_COST = {'macs?': {str: _NUMBER}, 'executed?': {str: _NUMBER}, 'parameters?': {str: _NUMBER}}
 # a key with a question mark may be missing
 _FORM = {
     'updates?': [{'epoch': int, 'iter': int, 'scores?': [list], 'unscored?': [str], **_COST,
@@ -67,7 +67,8 @@ class History:
         if not total:
             weights, total = [0] * (len(points) - 1) + [1], 1
         return {kind: {part: sum(weight * point[kind][part] for weight, point in zip(weights, points)) / total
-                       for part in self.start[kind]} for kind in ('macs', 'parameters')}
+                       for part in self.start[kind]} for kind in ('macs', 'executed', 'parameters')
+                if kind in self.start}
 
     def state(self) -> Dict[str, Any]:
         """Content of ``history.json``."""

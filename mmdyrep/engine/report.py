@@ -106,7 +106,8 @@ def change(entry: Dict[str, Any], by_epoch: bool) -> List[str]:
     macs = entry['macs'].get('model', entry['macs']['backbone'])
     drift = '' if entry['drift'] is None else f', drift {entry["drift"]:.1e}'
     drift += '' if entry.get('drift_ema') is None else f', of the averaged copy {entry["drift_ema"]:.1e}'
-    lines.append(f'DyRep [{when}]: MACs {human(macs)}, parameters {human(entry["parameters"]["model"])}{drift}, '
+    lines.append(f'DyRep [{when}]: MACs {human(macs)}{_executed(entry)}, '
+                 f'parameters {human(entry["parameters"]["model"])}{drift}, '
                  f'{entry["seconds"]:.1f} s{_scoring(entry)}')
     return lines
 
@@ -114,6 +115,12 @@ def change(entry: Dict[str, Any], by_epoch: bool) -> List[str]:
 def _scoring(entry: Mapping[str, Any]) -> str:
     seconds = entry.get('scoring', {}).get('seconds', 0)
     return f' and {seconds:.1f} s for the scores' if seconds >= 0.05 else ''
+
+
+def _executed(costs: Mapping[str, Any]) -> str:
+    """MACs of training where blocks run as one convolution, beside those of their branches."""
+    found = costs.get('executed')
+    return f' of branches, {human(found.get("model", found["backbone"]))} executed' if found else ''
 
 
 def alarm(entry: Mapping[str, Any], by_epoch: bool, tolerance: float) -> List[str]:
@@ -152,4 +159,4 @@ def closing(history: History) -> str:
     cut = sum(len(item['branches']) for entry in history.updates for item in entry['cut'])
     macs = average['macs'].get('model', average['macs']['backbone'])
     return (f'DyRep: {len(history.updates)} updates, {grown} ops expanded, {cut} branches removed; average over '
-            f'training: MACs {human(macs)}, parameters {human(average["parameters"]["model"])}')
+            f'training: MACs {human(macs)}{_executed(average)}, parameters {human(average["parameters"]["model"])}')

@@ -23,6 +23,7 @@ from mmdyrep.dynamics import (
 from mmdyrep.models import DyRepBackbone
 from mmdyrep.reparam import blocks_of
 
+from .calibrating import calibrate
 from .costs import budget, cost, parts
 from .distributed import greatest, true_on_all
 from .ema import Averaged
@@ -130,6 +131,8 @@ def update(round_: Round, scores: Mapping[Key, float], policy: Policy, moment: M
     watch = _DriftWatch(round_, policy.tolerance)
     if not watch.sound:
         scores = dict.fromkeys(scores, math.nan)
+    elif measure and backbone.online:
+        calibrate(backbone, round_.copies, measure)
     ranking = rank(scores)
     entry: Dict[str, Any] = {
         'scores': [[written(key), scores[key]] for key in ranking.ranked],

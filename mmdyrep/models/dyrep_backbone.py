@@ -45,6 +45,8 @@ class DyRepBackbone(Extension):
         init_cfg (dict, optional): Replaces that of the inner backbone.
         keep_norm (bool): False: the norm behind an op is left out while this is a block of ``static`` or
             ``structure``, as DBB and RepVGG have it; the fused network has it. Defaults to True.
+        online (bool): The statistics of blocks are fixed between updates, which calibrate them: blocks run as one
+            convolution in training, too. Defaults to False, as in the paper.
 
     Example:
         >>> import torch
@@ -69,8 +71,10 @@ class DyRepBackbone(Extension):
 
     @classmethod
     def _make(cls, backbone, space='dyrep', static=False, structure=None, gamma_init=0.01, max_depth=2,
-              norm_cfg=None, exclude=(), input_shape=None, pretrained=None, init_cfg=None, keep_norm=True):
-        settings = checked(space, static, structure, gamma_init, max_depth, norm_cfg, exclude, input_shape, keep_norm)
+              norm_cfg=None, exclude=(), input_shape=None, pretrained=None, init_cfg=None, keep_norm=True,
+              online=False):
+        settings = checked(space, static, structure, gamma_init, max_depth, norm_cfg, exclude, input_shape, keep_norm,
+                           online)
         if pretrained is not None and init_cfg is not None:
             raise ValueError('give pretrained or init_cfg, not both')
         if isinstance(structure, (str, os.PathLike)):
@@ -105,6 +109,11 @@ class DyRepBackbone(Extension):
         if self._dyrep.survey is None:
             self._dyrep.survey_by(probe_backbone, self, self._dyrep.input_shape)
         return self._dyrep.survey
+
+    @property
+    def online(self) -> bool:
+        """Whether blocks always run as one convolution."""
+        return self._dyrep.online
 
     @property
     def survey_seconds(self) -> float:
@@ -267,12 +276,17 @@ class DyRepBackbone(Extension):
         return dict(gamma=1.0 if settings.static else settings.gamma_init, rescale=not settings.static,
                     make_norm=norm_maker(settings.norm_cfg))
 
+    def _fix(self) -> None:
+        for block in surgery.outer_blocks(self).values() if self._dyrep.online else ():
+            block.fix()
+
     def _settle(self) -> None:
         # without a survey there is no block yet, and it is perhaps being made
         if not self._dyrep.keep_norm and self._dyrep.survey is not None:
             self._dyrep.left_out = left_out.settle(self, self.survey.ops)
 
     def _changed(self) -> None:
+        self._fix()
         self._settle()
         watch(self)
         starting.join_initialization(self)
@@ -286,6 +300,7 @@ class DyRepBackbone(Extension):
             follower = self.norm_behind(name)
             if follower is not None:
                 block.follow(follower)
+        self._fix()
         self._settle()
         return self
 

@@ -30,6 +30,7 @@ class Settings:
     seconds: float = 0.0  # that the survey took
     example: Optional[Tuple[Tuple, Mapping[str, Any]]] = None  # inputs, where one image is not what the forward takes
     deployed: bool = False
+    online: bool = False
 
     def survey_by(self, find: Callable[..., reparam.Survey], *args: Any) -> None:
         """Keep what ``find(*args)`` finds, and the time that it took."""
@@ -43,7 +44,7 @@ class Settings:
 
 
 def checked(space: Any, static: bool, structure: Any, gamma_init: float, max_depth: int, norm_cfg: Optional[dict],
-            exclude: Sequence[str], input_shape: Any, keep_norm: bool = True) -> Settings:
+            exclude: Sequence[str], input_shape: Any, keep_norm: bool = True, online: bool = False) -> Settings:
     """Settings out of the arguments of the wrapper; those that can't be are refused by name."""
     if isinstance(exclude, str):
         raise TypeError(f"exclude takes a sequence of names, got the string {exclude!r}; write exclude=('{exclude}',)")
@@ -67,7 +68,7 @@ def checked(space: Any, static: bool, structure: Any, gamma_init: float, max_dep
         raise ValueError(f"the operation space {space!r} has no branch beside 'kxk'")
     return Settings(names, float(gamma_init), max_depth, norm_cfg, tuple(exclude),
                     tuple(input_shape) if input_shape else None, static, bool(static or structure is not None),
-                    bool(keep_norm))
+                    bool(keep_norm), online=bool(online))
 
 
 def build(backbone: Union[Mapping, nn.Module]) -> nn.Module:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import kernels, merging
+from . import kernels, merging, online
 from .answers import AsConv
 from .branches import BRANCHES, Branch, MakeNorm, kernel_of
 from .geometry import Geometry
@@ -40,6 +40,9 @@ class Block(AsConv):
         rescale (bool): False keeps the scale at 1. Defaults to True.
     """
 
+    # norms never work with statistics of the batch; False: they take theirs from the next one (see `fix`)
+    fixed, settled = False, True
+
     def __init__(self, conv: nn.Conv2d, make_norm: MakeNorm, behind: Optional[Statistics] = None,
                  rescale: bool = True) -> None:
         super().__init__()
@@ -73,6 +76,8 @@ class Block(AsConv):
 
         The argument is named as a convolution's, for calls by keyword.
         """
+        if self.training and not self.settled:
+            online.settle(self, input)
         out = merging.run(self, input)
         return self.branchwise(input) if out is None else out
 
@@ -228,7 +233,7 @@ class Block(AsConv):
     def follow(self, behind: _BatchNorm) -> None:
         """Put the norms into the mode of the one behind the op: frozen statistics stay frozen in a block."""
         for norm in _norms(self):
-            norm.train(behind.training)
+            norm.train(behind.training and not self.fixed)
 
     @torch.no_grad()
     def count(self, batches: Tensor) -> None:
@@ -241,6 +246,18 @@ class Block(AsConv):
     def begin(self, behind: _BatchNorm) -> None:
         """Let the norms of a block just made go on where the one behind the op stands."""
         go_on(_norms(self), behind)
+
+    def fix(self) -> None:
+        """Let the norms work with statistics that stay as they are, in training, too.
+
+        Where there are none yet, they come from the next batch, which does not change what the block computes.
+        """
+        self.fixed = True
+        for norm in _norms(self):
+            norm.eval()
+        self.settled = not online.missing(self)
+        if not self.settled:
+            online.keep_compilers_out()
 
     @torch.no_grad()
     def fold(self) -> Kernel:

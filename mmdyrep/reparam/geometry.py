@@ -56,6 +56,12 @@ class Geometry:
         """Whether each output channel sees just the input channel of its own number."""
         return self.groups == self.in_channels == self.out_channels
 
+    def output_size(self, size: Pair) -> Pair:
+        """Height and width of the output for those of the input."""
+        height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in
+                         zip(size, self.padding, self.dilation, self.kernel_size, self.stride))
+        return height, width
+
     def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
         """Pad a map of shape (N, C, H, W) as the convolution does, with zeros or another value."""
         rows, columns = self.padding

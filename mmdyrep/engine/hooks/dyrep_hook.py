@@ -16,6 +16,7 @@ from .. import report
 from ..arriving import follow
 from ..batches import LastBatches
 from ..calendar import Calendar
+from ..calibrating import resumed
 from ..checkpoints import make_checkpoints_atomic, resume_from_readable
 from ..checks import check_candidates, check_order, check_runner, check_settings, check_space
 from ..compiling import compile_anew
@@ -138,7 +139,7 @@ class DyRepHook(Hook):
             check_space(backbone)
             take_layout(runner, checkpoint)
         if saved is not None:
-            self.history = History(saved['history'])
+            self.history = resumed(saved['history'], backbone)
             self.saliency.load_state_dict(saved['saliency'])
             self.structures = dict(saved.get('structures', {}))
             self._steps, self._calls = saved.get('steps', 0), saved.get('calls')
@@ -258,7 +259,7 @@ class DyRepHook(Hook):
                 'begin': self.calendar.begin, 'end': self.calendar.end,
                 'num_grow': self.policy.num_grow, 'threshold': self.policy.threshold,
                 'bound': self.policy.bound, 'max_macs_ratio': self.policy.max_macs_ratio,
-                'space': self._backbone.space, 'input_shape': list(self._shape)}
+                'space': self._backbone.space, 'online': self._backbone.online, 'input_shape': list(self._shape)}
 
     def _write(self, runner: Runner) -> None:
         if runner.rank == 0:
