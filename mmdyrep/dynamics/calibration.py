@@ -23,6 +23,7 @@ class Calibration:
 
     The network runs as in training and only as far as the norms in question; afterwards it is what it was, also when
     the forward fails (`reparam.untouched`). A norm that some batches skip is averaged over those that reach it.
+    Where a step can't go on without gradients after a pass through the part, the passes until then count.
 
     Args:
         model (nn.Module): The whole model, in train mode.
@@ -77,6 +78,10 @@ class Calibration:
                         self.run(batch)
                     except Stop:
                         pass
+                    except Exception:
+                        # a step that needs gradients between two passes (adversarial training): the first counts
+                        if not calls.get(self.part):
+                            raise
         finally:
             for hook in hooks:
                 hook.remove()

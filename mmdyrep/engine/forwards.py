@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
 
 import torch
+from mmengine.logging import MessageHub
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ def runner_forward(runner: Runner, model: Optional[nn.Module] = None, exact: boo
         step = given or partial(getattr(type(model), 'train_step', _base_step), model)
 
     def run(batch: Any) -> None:
-        with _without_tf32() if exact else nullcontext(), _without_backward(standing):
+        with _without_tf32() if exact else nullcontext(), _without_backward(standing), untouched(
+                MessageHub.get_current_instance()):
             step(copied(batch), optim_wrapper=standing)
 
     return run

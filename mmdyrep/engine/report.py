@@ -2,6 +2,7 @@
 from typing import Any, Dict, List, Mapping
 
 from mmengine.runner import Runner
+from torch import nn
 
 from mmdyrep.models import DyRepBackbone
 from mmdyrep.reparam.eligible import by_reason
@@ -46,6 +47,17 @@ def never(runner: Runner, calendar: Calendar, by_epoch: bool) -> List[str]:
     when = f'the first would follow {unit[:-1]} {first}' if first is not None else 'none is left before end'
     return [f'DyRep: no update will happen: {when}, the training ends after {length} {unit} '
             f'({", ".join(calendar.described())}). For updates, set less interval or begin of DyRepHook, in {unit}']
+
+
+def twins(model: nn.Module, backbone: DyRepBackbone) -> List[str]:
+    """Warnings of other parts of a model whose parameters look like the backbone's, one by one."""
+    inside = set(backbone.modules())
+    mine = [parameter.shape for parameter in backbone.parameters()]
+    return [f'DyRep: {name} has parameters of the same shapes as the backbone. If it follows the backbone by their '
+            'order (zip(a.parameters(), b.parameters())), it will mix them up once the backbone has grown: let it '
+            'follow by name, or average by EMAHook'
+            for name, part in model.named_modules() if part not in inside and backbone not in set(part.modules())
+            and [parameter.shape for parameter in part.parameters()] == mine]
 
 
 NOT_CALLED = ('DyRep: the first batch\'s training step does not call the backbone as a module, so its output can\'t be '

@@ -10,7 +10,7 @@ from mmdyrep.models.finding import unwrapped
 from mmdyrep.models.probing import NotProbed
 from mmdyrep.reparam.random_state import random_state_kept
 
-from .forwards import first_call, runner_forward
+from .forwards import copied, first_call, runner_forward
 from .loops import loaders_of
 
 Call = Tuple[tuple, Dict[str, Any]]
@@ -27,6 +27,11 @@ def look_ahead(runner: Runner, backbone: nn.Module, batch: Any) -> Optional[Call
     Raises:
         RuntimeError: If the batch can't be put through the training step once more, as calibration will do.
     """
+    if read_once(batch):
+        raise RuntimeError(
+            f'DyRepHook: the batches of {type(runner.train_loop).__name__} are, or hold, something that can be read '
+            f'once ({type(read_once(batch)[0]).__name__}), so none can be kept to calibrate on; let '
+            'the loop hand on a list')
     try:
         return first_call(unwrapped(runner.model), backbone, runner_forward(runner), batch)
     except Exception as error:  # a step of the user's may fail in any way
@@ -65,6 +70,15 @@ def image_shape(call: Optional[Call]) -> Optional[Tuple[int, ...]]:
     """(C, H, W) of the one batch of images that a backbone is called with; None if that is not what it takes."""
     tensors = [value for value in (*call[0], *call[1].values()) if isinstance(value, Tensor)] if call else []
     return tuple(tensors[0].shape[1:]) if tensors and tensors[0].dim() == 4 else None
+
+
+def read_once(batch: Any) -> list:
+    """Iterators in a batch that have no copy, as generators."""
+    parts = [batch]
+    for part in parts:
+        if isinstance(part, (dict, list, tuple)):
+            parts += part.values() if isinstance(part, dict) else part
+    return [part for part in parts if hasattr(part, '__next__') and copied(part) is part]
 
 
 class CallCount:

@@ -156,7 +156,8 @@ class DyRepHook(Hook):
         explain_out_of_memory(runner, lambda: self.history)
         for line in report.opening(self._backbone, self.metric, self.history):
             runner.logger.info(line)
-        for line in report.never(runner, self.calendar, self.by_epoch):
+        for line in report.never(runner, self.calendar, self.by_epoch) + report.twins(
+                unwrapped(runner.model), self._backbone):
             runner.logger.warning(line)
         self._keeps_all = self.by_epoch and epoch_length(runner) is None
         self._keeps_fetched = not self.by_epoch and counts_iterations(runner)
