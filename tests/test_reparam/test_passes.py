@@ -90,4 +90,5 @@ def test_traced_symbolically_in_either_mode(training, dilation):
         block.expand(['1x1', '1x1_kxk', '1x1_avg', '1xk', 'kx1'], 0.5)
     scatter(block, 0).train(training)
     x = images_for(block.geometry, 0)
-    assert torch.equal(torch.fx.symbolic_trace(copy.deepcopy(block))(x), block(x))
+    # a block whose norms work in eval mode runs as one convolution, its graph branch by branch
+    assert error(torch.fx.symbolic_trace(copy.deepcopy(block))(x), block(x)) < EXACT
