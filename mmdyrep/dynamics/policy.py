@@ -78,19 +78,21 @@ def relative_gammas(gammas: Mapping[str, Tensor]) -> Dict[str, float]:
     return {name: mean / original for name, mean in means.items()}
 
 
-def redundant(importances: Mapping[str, float], threshold: float, bound: Optional[float] = None) -> List[str]:
+def redundant(importances: Mapping[str, float], threshold: float, bound: Optional[float] = None,
+              unbiased: bool = False) -> List[str]:
     """Branches to cut: below the mean, once the population deviation passes the threshold (Section 4.2).
 
     Args:
         importances (Mapping[str, float]): s_j of the added branches of a block.
         threshold (float): lambda.
         bound (float, optional): Cut only branches less important than this, as the authors' code does.
+        unbiased (bool): The sample deviation, by n - 1, instead, as the authors' code has it. Defaults to False.
 
     Returns:
         list[str]: Never all of them.
     """
     values = np.array(list(importances.values()))
-    if not np.isfinite(values).all() or len(values) < 2 or not values.std() > threshold:
+    if not np.isfinite(values).all() or len(values) < 2 or not values.std(ddof=int(unbiased)) > threshold:
         return []
     return [name for name, value in importances.items()
             if value < values.mean() and (bound is None or value < bound)]

@@ -31,8 +31,8 @@ def check_settings(interval: int, begin: int, end: Optional[int], num_grow: int,
     if max_macs_ratio is not None and not max_macs_ratio > 1:
         raise ValueError(f'DyRepHook: max_macs_ratio is a multiple of the plain backbone, above 1; '
                          f'got {max_macs_ratio!r}')
-    if dep is not None and (set(dep) - {'threshold', 'bound'} or not dep.get('threshold', -1) >= 0):
-        raise ValueError(f'DyRepHook: dep takes threshold (at least 0) and bound, or is None; got {dep}')
+    if dep is not None and (set(dep) - {'threshold', 'bound', 'unbiased'} or not dep.get('threshold', -1) >= 0):
+        raise ValueError(f'DyRepHook: dep takes threshold (at least 0), bound and unbiased, or is None; got {dep}')
 
 
 def check_runner(runner: Runner, by_epoch: bool, backbone: DyRepBackbone) -> None:

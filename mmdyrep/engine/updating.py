@@ -41,6 +41,7 @@ class Policy:
         bound (float, optional): Greatest importance of a branch that is cut.
         max_macs_ratio (float, optional): Budget, times the plain backbone's MACs.
         tolerance (float): Drift, relative, that an update may cause.
+        unbiased (bool): Compare the sample deviation of the importances with the threshold.
     """
 
     num_grow: int = 1
@@ -48,6 +49,7 @@ class Policy:
     bound: Optional[float] = None
     max_macs_ratio: Optional[float] = None
     tolerance: float = 1e-3
+    unbiased: bool = False
 
 
 @dataclass
@@ -238,7 +240,7 @@ def _cut(round_: Round, policy: Policy, measure: Optional[Calibration], uncut: C
         if block is None or name in uncut or not next(block.parameters()).requires_grad:
             continue
         importances = importance(block)
-        branches = redundant(importances, policy.threshold, policy.bound)
+        branches = redundant(importances, policy.threshold, policy.bound, policy.unbiased)
         if not branches:
             continue
         with _passing_over(round_, name, entry):
@@ -248,5 +250,6 @@ def _cut(round_: Round, policy: Policy, measure: Optional[Calibration], uncut: C
                     copy.remove(backbone, name, branches)
             values = list(importances.values())
             entry['cut'].append({'op': name, 'branches': branches, 'importance': importances,
-                                 'mean': float(np.mean(values)), 'std': float(np.std(values))})
+                                 'mean': float(np.mean(values)),
+                                 'std': float(np.std(values, ddof=int(policy.unbiased)))})
             watch.look('removing', name, entry)

@@ -121,3 +121,13 @@ def test_nothing_goes_where_there_is_nothing_to_compare(values):
 
 def test_a_branch_at_the_mean_stays():
     assert redundant({'1x1': 0.5, '1xk': 1.0, 'kx1': 1.5}, 0.02) == ['1x1']
+
+
+def test_the_authors_dep_takes_the_sample_deviation_and_a_bound():
+    # deviation 0.0189 of the population, 0.0231 of the sample
+    values = {'1x1': 0.06, '1xk': 0.1, 'kx1': 0.1}
+    assert redundant(values, 0.02) == []
+    assert redundant(values, 0.02, unbiased=True) == ['1x1']
+    assert redundant(values, 0.02, bound=0.05, unbiased=True) == []
+    # of one branch there is no deviation
+    assert redundant({'1x1': 0.5}, 0.0, unbiased=True) == []

@@ -1,4 +1,5 @@
 """Rep, Dep and budget of an update, in real trainings."""
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,12 @@ def test_dep_cuts_what_lies_below_the_mean(tmp_path: Path, dep: Any, cuts: bool)
             if left is not None:  # an outer block may have lost the whole branch since
                 assert set(left) == {'kxk', *item['importance']} - set(item['branches']) and len(left) > 1
         assert entry['drift'] < 1e-5
+
+
+def test_the_history_tells_the_deviation_that_was_compared(tmp_path: Path) -> None:
+    trained(dyrep_config(dict(metric='snip', dep=dict(threshold=0.0, unbiased=True)), images=64), tmp_path)
+    content = history(tmp_path)
+    cut = [item for entry in content['updates'] for item in entry['cut']]
+    assert content['settings']['unbiased'] and cut
+    for item in cut:
+        assert item['std'] == pytest.approx(statistics.stdev(item['importance'].values()))

@@ -73,8 +73,9 @@ class DyRepHook(Hook):
         end (int, optional): After it neither Rep nor Dep. Defaults to the end of training.
         metric (str or dict): A name out of `METRICS`, or dict(type=name, settings...). Defaults to 'synflow'.
         num_grow (int): Ops expanded in an update. Defaults to 1.
-        dep (dict, optional): ``threshold``, the lambda of Section 4.2, and ``bound``, the greatest importance of
-            a branch that is cut (off by default). None: without Dep. Defaults to dict(threshold=0.02).
+        dep (dict, optional): ``threshold``, the lambda of Section 4.2, ``bound``, the greatest importance of a branch
+            that is cut (off by default), ``unbiased``, whether the sample deviation is compared with the threshold
+            (population by default). None: without Dep. Defaults to dict(threshold=0.02).
         calibration_batches (int): Last batches of the interval that BN statistics come from. Defaults to 20.
         max_macs_ratio (float, optional): Budget, times the plain backbone's MACs; an op that would exceed it is
             passed over for the next. Defaults to no budget.
@@ -93,7 +94,8 @@ class DyRepHook(Hook):
         self.interval, self.by_epoch, self.begin, self.end = interval, bool(by_epoch), begin, end
         self.calendar = Calendar(interval, begin, end)
         self.metric, self._metric = name_of(metric), metric
-        self.policy = Policy(num_grow, dep and dep['threshold'], dep and dep.get('bound'), max_macs_ratio)
+        self.policy = Policy(num_grow, dep and dep['threshold'], dep and dep.get('bound'), max_macs_ratio,
+                             unbiased=bool(dep and dep.get('unbiased')))
         self.saliency = check_metric(metric, calibration_batches, interval, by_epoch)
         self.history = History()
         self.structures: Dict[int, Dict[str, Any]] = {}
@@ -259,8 +261,9 @@ class DyRepHook(Hook):
         return {**metric_settings(self._metric), 'interval': self.calendar.interval, 'by_epoch': self.by_epoch,
                 'begin': self.calendar.begin, 'end': self.calendar.end,
                 'num_grow': self.policy.num_grow, 'threshold': self.policy.threshold,
-                'bound': self.policy.bound, 'max_macs_ratio': self.policy.max_macs_ratio,
-                'space': self._backbone.space, 'online': self._backbone.online, 'input_shape': list(self._shape)}
+                'bound': self.policy.bound, 'unbiased': self.policy.unbiased,
+                'max_macs_ratio': self.policy.max_macs_ratio, 'space': self._backbone.space,
+                'online': self._backbone.online, 'input_shape': list(self._shape)}
 
     def _write(self, runner: Runner) -> None:
         if runner.rank == 0:

@@ -1,0 +1,12 @@
+# The same with DBB in every op from the start, without the norm behind, as DBB has it.
+_base_ = './vgg16-w8_b64_fashion-mnist.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='DyRepBackbone',
+        backbone=_base_.model.backbone,
+        space='dbb',
+        static=True,
+        keep_norm=False,
+        input_shape=(32, 32)))

@@ -1,0 +1,65 @@
+"""What a run came to, and what several seeds say together."""
+import math
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Sequence
+
+from mmengine.config import Config
+
+from mmdyrep.analysis.complexity import complexity
+from mmdyrep.analysis.run_files import read_run
+
+# two-sided 95 % quantiles of Student's t, 1 to 30 degrees of freedom
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+      2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+
+
+def read_result(folder: Path) -> Dict[str, Any]:
+    """Accuracy after the last epoch, costs averaged over the training, and how the structure changed.
+
+    Raises:
+        ValueError: If the run was never validated.
+    """
+    run = read_run(folder)
+    if 'accuracy/top1' not in run.metrics:
+        raise ValueError(f'{folder} holds no validation')
+    curve = run.metrics['accuracy/top1']
+    result: Dict[str, Any] = {'top1': curve[-1][1], 'epochs': curve[-1][0], 'curve': [value for _, value in curve]}
+    if run.history is not None:
+        average, updates = run.history['average'], run.history['updates']
+        costs = {kind: average[kind].get('model', average[kind]['backbone']) for kind in ('macs', 'parameters')}
+        result.update(grown=sum(len(entry['grown']) for entry in updates),
+                      cut=sum(len(item['branches']) for entry in updates for item in entry['cut']),
+                      update_seconds=round(sum(entry['seconds'] + entry.get('scoring', {}).get('seconds', 0)
+                                               for entry in updates), 1))
+    else:
+        config = max(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
+        form = complexity(Config.fromfile(config)).form
+        costs = {'macs': form.macs['model'], 'parameters': form.parameters['model']}
+    return {**result, **costs}
+
+
+def summary(values: Sequence[float]) -> Dict[str, float]:
+    """Mean, sample deviation and half the width of the 95 % interval of the mean; the latter two of several only."""
+    number, mean = len(values), sum(values) / len(values)
+    if number < 2:
+        return {'mean': mean, 'number': number}
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (number - 1))
+    quantile = _T[number - 2] if number - 1 <= len(_T) else 1.96
+    return {'mean': mean, 'number': number, 'deviation': deviation,
+            'interval': quantile * deviation / math.sqrt(number)}
+
+
+def table_of(results: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
+    """One entry for each row and column, in the order of the results, seeds taken together."""
+    groups: Dict[Any, List[Mapping[str, Any]]] = {}
+    for result in results:
+        groups.setdefault((result['row'], result['column']), []).append(result)
+    table = []
+    for (row, column), group in groups.items():
+        entry: Dict[str, Any] = {'row': row, 'column': column, 'seeds': [item['seed'] for item in group]}
+        for key in ('top1', 'macs', 'parameters', 'seconds', 'grown', 'cut'):
+            values = [item[key] for item in group if item.get(key) is not None]
+            if values:
+                entry[key] = {**summary(values), 'values': values}
+        table.append(entry)
+    return table

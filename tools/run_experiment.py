@@ -1,0 +1,48 @@
+"""Run an experiment of the paper, at its size on a cluster or small on this machine, and report what came."""
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from mmdyrep.cli import fail_readably
+from mmdyrep.experiments import EXPERIMENTS
+from mmdyrep.experiments.command import Request, perform
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Run an experiment of the paper and write its report')
+    parser.add_argument('name', nargs='?', help='table2, figure4, ...; --list shows all')
+    parser.add_argument('--list', action='store_true', help='print the names, one a line')
+    parser.add_argument('--small', action='store_true',
+                        help='on Fashion-MNIST with small networks, here; else print the commands for a cluster')
+    parser.add_argument('--seeds', type=int, default=1, metavar='N', help='seeds 1 to N of each run')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time')
+    parser.add_argument('--resume', action='store_true', help='go on where an earlier call was ended')
+    parser.add_argument('--report-only', action='store_true', help='write the report of what is done, train nothing')
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'experiments', help='of runs and reports')
+    parser.add_argument('--gpus', type=int, default=8, metavar='N', help='GPUs of a run, in the commands for a cluster')
+    parser.add_argument('--slurm', metavar='PARTITION', help='commands for Slurm instead of torchrun')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
+                        help='settings to change in every run, key=value')
+    args = parser.parse_args()
+    if args.name is None and not args.list:
+        parser.error('give the name of an experiment, or --list')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    if args.list:
+        print('\n'.join(EXPERIMENTS))
+        return
+    with fail_readably():
+        failed = perform(Request(ROOT, args.name, args.small, args.seeds, args.jobs, args.resume, args.report_only,
+                                 args.work_dir, args.gpus, args.slurm, args.cfg_options))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == '__main__':
+    main()
