@@ -212,6 +212,17 @@ def _recorded(x: Tensor, tensors: List[Tensor]) -> bool:
     return any(type(tensor) not in (Tensor, nn.Parameter) for tensor in (x, *tensors))
 
 
+def _dear(block: nn.Module, x: Tensor) -> bool:
+    """Whether merging with gradients takes longer than running the branches.
+
+    Merging a 1x1 convolution into the KxK one behind it costs as much as a KxK convolution on a map of as many
+    positions as it has channels. Measured: the branches win below one position per channel.
+    """
+    geometry = block.geometry
+    height, width = geometry.output_size(x.shape[2:])
+    return '1x1_kxk' in block.branches and 0 < x.shape[0] * height * width < geometry.in_channels // geometry.groups
+
+
 def _autocast_dtype(x: Tensor) -> Optional[torch.dtype]:
     """Precision that autocast gives to convolutions of ``x``; None where it is off."""
     if x.is_cuda and torch.is_autocast_enabled():
@@ -245,6 +256,8 @@ def run(block: nn.Module, x: Tensor) -> Optional[Tensor]:
     if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
         return convolve(x, constant.kernel(block, parts, lambda numbers: merge(numbers, own)), geometry)
     constant.forget(block)
+    if _dear(block, x):
+        return None
     dtype = _autocast_dtype(x)
     if dtype is not None and own != torch.float64:
         x, own = x.to(dtype), dtype

@@ -324,6 +324,17 @@ def test_no_images_and_single_images():
         block(x_for(block)[0])
 
 
+@pytest.mark.parametrize('images, merged', [(2, False), (4, True)])
+def test_fewer_positions_than_channels_run_branch_by_branch_since_merging_would_cost_more(images, merged):
+    block = full_block(16, nested=False)
+    x = torch.randn(images, 16, 2, 2, dtype=torch.float64)
+    assert runs_merged(block, x) == merged
+    with torch.no_grad():
+        assert runs_merged(block, x)  # the kernel is kept
+    del block.branches['1x1_kxk']
+    assert runs_merged(block, x)
+
+
 def test_changes_between_forward_and_backward_are_noticed():
     block = full_block()
     out = block(x_for(block))
