@@ -1,5 +1,6 @@
 """Networks as people write them: whatever lies between a convolution and its norm, or knows them by another way."""
 import copy
+import threading
 import types
 from typing import Callable, Dict, NamedTuple, Tuple
 
@@ -297,6 +298,64 @@ class FusedInEval(Net):
         return self.fused(x) if hasattr(self, 'fused') else super().pair(x)
 
 
+def loop(net: Net, x: Tensor) -> Tensor:
+    hidden = torch.zeros_like(x)
+    for _ in range(3):
+        hidden = torch.tanh(net.b(x + hidden))
+    return net.bn_b(hidden)
+
+
+def stochastic_depth(net: Net, x: Tensor) -> Tensor:
+    return x if net.training and torch.rand(()) < 0.5 else x + net.bn_b(net.b(x))
+
+
+def by_name(net: Net, x: Tensor) -> Tensor:
+    modules = dict(net.named_modules())
+    return modules['bn_b'](modules['b'](x))
+
+
+def in_a_thread(net: Net, x: Tensor) -> Tensor:
+    found = []
+    thread = threading.Thread(target=lambda: found.append(net.bn_b(net.b(x))))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+class Exchanging(Net):
+    """Exchanges its convolutions in each forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.b, self.c = self.c, self.b
+        return super().forward(x)
+
+
+class Holding(Net):
+    """Holds what can't be copied, and a tensor of a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock, self.numbers, self.one = threading.Lock(), (i for i in range(9)), nn.Parameter(torch.ones(1)) * 1
+
+    def pair(self, x: Tensor) -> Tensor:
+        with self.lock:
+            return super().pair(x) * self.one.to(x)
+
+
+class InMode(Net):
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return super().forward(x).clone()
+
+
+class Exact(Net):
+    """Asks for the class of its convolution."""
+
+    def pair(self, x: Tensor) -> Tensor:
+        return self.bn_b(self.b(x)) if type(self.b) is nn.Conv2d else x
+
+
 def tied_statistics(net: Net) -> None:
     net.bn_c.running_mean = net.bn_b.running_mean
 
@@ -363,6 +422,19 @@ STRANGE: Dict[str, Case] = {
     'dropout in eval mode': Case(written('Dropping', lambda net, x: net.bn_b(net.b(F.dropout(x, training=True))))),
     'identity in between': Case(written('Between', lambda net, x: net.bn_b(net.between(net.b(x))), lambda net: setattr(
         net, 'between', nn.Identity()))),
+    'called in a loop': Case(written('Loop', loop), 'called 3 times'),
+    'dropout between convolution and norm': Case(written('Dropped', lambda net, x: net.bn_b(F.dropout2d(
+        net.b(x), 0.5, net.training))), 'no batch norm reads its output alone'),
+    'stochastic depth': Case(written('Depth', stochastic_depth)),
+    'through a Fourier transform': Case(written('Fourier', lambda net, x: torch.fft.irfft2(torch.fft.rfft2(
+        net.bn_b(net.b(x)))))),
+    'called by its name in a dict': Case(written('ByName', by_name)),
+    'called in a thread': Case(written('Threaded', in_a_thread), 'no batch norm reads its output alone'),
+    'convolutions exchanged in the forward': Case(Exchanging, ANOTHER),
+    'a lock, a generator, a tensor of a graph': Case(Holding),
+    'inference mode in the forward': Case(InMode),
+    'class of the convolution is asked for': Case(Exact, 'by its name|another'),
+    'half precision': Case(lambda: Net().half()),
     'called twice': Case(written('Twice', lambda net, x: net.bn_b(net.b(net.b(x)))), 'called 2 times'),
     'a shallow copy in use': Case(written('Copied', lambda net, x: net.bn_b(copy.copy(net.b)(x)))),
     'norm called by keyword': Case(written('Keyword', lambda net, x: net.bn_b(input=net.b(x)))),
