@@ -117,10 +117,11 @@ class SkippingLoop(IterBasedTrainLoop):
         return self.runner.model
 
 
-def resumed_by(loop: Any, folder: Path, hooks: Sequence[Hook]) -> Runner:
+def resumed_by(folder: Path, hooks: Sequence[Hook], forward: bool = False) -> Runner:
     (folder / 'last_checkpoint').write_text(str(folder / 'iter_4.pth'))
     runner = toy_runner(folder, f'{folder.name}-resumed', loader=endless(), hooks=hooks, resume=True)
-    runner._train_loop = loop(runner, endless(), max_iters=6)
+    runner._train_loop = SkippingLoop(runner, endless(), max_iters=6)
+    runner._train_loop.fast_forward_on_resume = forward
     runner.train()
     return runner
 
@@ -129,7 +130,7 @@ def test_a_loop_that_lets_its_iterator_skip_fetches_and_draws_as_before(tmp_path
     straight = toy_runner(tmp_path, f'{tmp_path.name}-straight', loader=endless())
     straight.train()
     collect = Collect()
-    resumed = resumed_by(SkippingLoop, tmp_path, [collect])
+    resumed = resumed_by(tmp_path, [collect])
     assert resumed.model.seen == straight.model.seen[4:] and len(resumed.model.seen) == 2
     assert collect.fetched == list(enumerate(batch for batch, _ in straight.model.seen))
 
@@ -137,7 +138,7 @@ def test_a_loop_that_lets_its_iterator_skip_fetches_and_draws_as_before(tmp_path
 def test_a_loop_that_does_not_skip_goes_on_with_the_numbers_of_its_iterations(tmp_path: Path) -> None:
     toy_runner(tmp_path, f'{tmp_path.name}-straight', loader=endless()).train()
     collect = Collect()
-    resumed_by(type('Loop', (SkippingLoop, ), dict(fast_forward_on_resume=True)), tmp_path, [collect])
+    resumed_by(tmp_path, [collect], forward=True)
     assert [index for index, _ in collect.fetched] == [4, 5]
 
 
