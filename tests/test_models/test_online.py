@@ -133,7 +133,8 @@ def test_statistics_of_the_first_batch_under_checkpointing_and_autocast():
     twin(images().requires_grad_())[-1].sum().backward()
     ours, theirs = ({key: value for key, value in model.state_dict().items() if 'branches' in key}
                     for model in (net, twin))
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    # checkpointing runs without gradients first, where a kept kernel takes the place of small blocks' branches
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     half = fresh().float().train()
     with torch.autocast('cpu', torch.bfloat16):
         half(images().float())[-1].float().sum().backward()
