@@ -16,7 +16,7 @@ from . import loading, starting
 from .guard import watch
 from .norms import norm_maker
 from .probing import example_of, probe_backbone, probe_with
-from .reasons import why_not
+from .reasons import reasons_of, require_branches, require_op
 from .settings import build, check_inner, checked, static_structure
 from .wrapping import Extension, extended
 
@@ -148,11 +148,11 @@ class DyRepBackbone(Extension):
 
     def candidates(self) -> List[str]:
         """Names of the ops that can be expanded now, in the order of the network."""
-        return [name for name, reason in self._reasons().items() if not reason]
+        return [name for name, reason in reasons_of(self).items() if not reason]
 
     def skipped(self) -> Dict[str, str]:
         """Convolutions that can't be expanded now, and why."""
-        return {name: reason for name, reason in self._reasons().items() if reason}
+        return {name: reason for name, reason in reasons_of(self).items() if reason}
 
     def why_none(self) -> str:
         """The reasons of :meth:`skipped` in short, most frequent first."""
@@ -165,18 +165,6 @@ class DyRepBackbone(Extension):
     def leaves_out(self, name: str) -> bool:
         """Whether the norm behind this op is not applied while it is a block (``keep_norm``)."""
         return not self._dyrep.keep_norm and self.survey.ops.get(name) is not None
-
-    def _ops(self) -> List[str]:
-        return [name for op in self.survey.ops for name in structures.ops_within(self, op)]
-
-    def _reasons(self) -> Dict[str, str]:
-        if self._dyrep.deployed:
-            return {}
-        found = {name: why_not(self, name, self._dyrep) for name in self._ops()
-                 if not isinstance(self.get_submodule(name), Block)}
-        found.update(self.survey.reasons)
-        order = {name: place for place, (name, _) in enumerate(self.named_modules())}
-        return dict(sorted(found.items(), key=lambda item: order.get(item[0], -1)))
 
     # ------------------------------------------------------------------ Rep and Dep
 
@@ -196,7 +184,7 @@ class DyRepBackbone(Extension):
         Raises:
             ValueError: If the op can't be expanded or a branch does not fit; nothing has been changed.
         """
-        geometry = self._require_op(name)
+        geometry = require_op(self, name)
         if branches is None:
             branches = reparam.fitting(self._dyrep.space, geometry)
         branches = [branches] if isinstance(branches, str) else list(branches)
@@ -223,13 +211,7 @@ class DyRepBackbone(Extension):
         Raises:
             ValueError: If there is no such block or branch; nothing has been changed.
         """
-        branches = [branches] if isinstance(branches, str) else list(branches)
-        block = reparam.blocks_of(self).get(name)
-        if block is None:
-            raise ValueError(f'{name} is no block; there are {list(reparam.blocks_of(self))}')
-        wrong = [branch for branch in branches if branch not in block.added]
-        if wrong or not branches:
-            raise ValueError(f'{name}: no branch {wrong} to remove, it has {block.added} beside the original')
+        branches = require_branches(self, name, branches)
         surgery.remove(self, name, branches, self.survey.ops, measure)
         self._changed()
 
@@ -264,12 +246,6 @@ class DyRepBackbone(Extension):
         if inherited is not None and not self._dyrep.deployed:
             inherited()
         self._dyrep.deployed = True
-
-    def _require_op(self, name: str) -> reparam.Geometry:
-        if self._dyrep.deployed or name not in self._ops():
-            reason = self.survey.reasons.get(name, 'there is no convolution of this name that can be expanded')
-            raise ValueError(f'{name} can not be expanded: {reason}')
-        return surgery.geometry_of(self.get_submodule(name))
 
     def _options(self) -> Dict[str, Any]:
         settings = self._dyrep
