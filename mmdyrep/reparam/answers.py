@@ -24,6 +24,11 @@ def _refusal(name: str) -> str:
             'after its branches are removed; numbers of a plain network come in by load_state_dict')
 
 
+def _mark(out: Any) -> Any:
+    """What tells whether an output is still the same object, unchanged in place."""
+    return id(out), None if not isinstance(out, Tensor) or out.is_inference() else out._version
+
+
 class AsConv(nn.Module):
     """Base of blocks: read-only attributes of the convolution that the block is equivalent to in eval mode."""
 
@@ -37,6 +42,26 @@ class AsConv(nn.Module):
     padding_mode = _of_original('padding_mode')
     output_padding = _of_original('output_padding')
     transposed = _of_original('transposed')
+
+    # whether a forward hook has been seen to change what comes out; set in passing, no part of the state
+    altered = False
+    _given = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As a module; notices forward hooks that change the output, which a fused norm behind would not allow."""
+        out = super().__call__(*args, **kwargs)
+        if self._given is not None:
+            # full backward hooks hand out a view
+            if not self._backward_hooks and not self._backward_pre_hooks and _mark(out) != self._given:
+                self.altered = True
+            self._given = None
+        return out
+
+    def note(self, out: Tensor) -> Tensor:
+        """Remember what :meth:`forward` gives, for hooks are still to come."""
+        if self._forward_hooks:
+            self._given = _mark(out)
+        return out
 
     @property
     def weight(self) -> Tensor:

@@ -79,7 +79,7 @@ class Block(AsConv):
         if self.training and not self.settled:
             online.settle(self, input)
         out = merging.run(self, input)
-        return self.branchwise(input) if out is None else out
+        return self.note(self.branchwise(input) if out is None else out)
 
     def branchwise(self, x: Tensor) -> Tensor:
         """What :meth:`forward` computes, branch by branch."""

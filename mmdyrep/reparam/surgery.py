@@ -136,8 +136,21 @@ def remove(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
             block.remove(branches, measure)
 
 
+def _check_hooks(model: nn.Module, name: str) -> None:
+    block = model.get_submodule(name)
+    if block.altered and block._forward_hooks and not block.has_bias:
+        raise structures.StructureError(
+            f'{name} can not be fused: a forward hook on it changes its output, so that the norm behind it can not '
+            'take up its bias. Remove the hook, or let it only read')
+
+
 def fold(model: nn.Module, name: str, behind: Behind) -> None:
-    """Replace a block, with all that is nested in it, by the convolution that it is equivalent to."""
+    """Replace a block, with all that is nested in it, by the convolution that it is equivalent to.
+
+    Raises:
+        StructureError: If a hook between the block and the norm behind keeps that from taking up the bias.
+    """
+    _check_hooks(model, name)
     block = model.get_submodule(name)
     follower = norm_behind(model, name, behind)
     kernel: Kernel = block.fold()
@@ -173,6 +186,8 @@ def outer_blocks(model: nn.Module) -> Dict[str, Block]:
 
 def fold_all(model: nn.Module, behind: Behind) -> None:
     """Fuse every block of the network into the plain convolution, in place."""
+    for name in outer_blocks(model):
+        _check_hooks(model, name)  # before anything is changed
     for name in reversed(list(outer_blocks(model))):
         fold(model, name, behind)
 

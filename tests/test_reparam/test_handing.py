@@ -9,7 +9,7 @@ from mmengine.model import constant_init, kaiming_init, normal_init
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval, parametrizations, prune
 
-from mmdyrep.reparam import BRANCHES, Geometry, StructureError, describe, expand, fold, fold_all, remove
+from mmdyrep.reparam import BRANCHES, Geometry, StructureError, describe, examine, expand, fold, fold_all, remove
 from mmdyrep.reparam.structure import check
 from tests.convolutions import EXACT, choose, convolve, convs, error, images_for, network, scatter, seeds
 
@@ -312,3 +312,43 @@ def test_a_weight_in_a_block_that_is_computed_from_others_is_neither_read_nor_wr
         with pytest.raises(TypeError, match='computed from others'):
             change()
     assert torch.equal(net(x).detach(), before)
+
+
+# ---------------------------------------------------------------------- hooks that change the output
+
+@pytest.mark.parametrize('change', [lambda m, args, out: out.relu(), lambda m, args, out: out.mul_(2)],
+                         ids=['another tensor', 'in place'])
+def test_a_hook_that_changes_the_output_keeps_the_block_from_being_fused_in_words(change):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)).double()
+    found = examine(net, torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    handle = net[0].register_forward_hook(change)
+    net.eval()
+    with torch.no_grad():
+        before = net(x)
+        expand(net, '0', ['1x1', '1x1_avg'], found.ops, gamma=1.0)
+        assert (net(x) - before).abs().max() < 1e-12  # expanded it is exact
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    for fuse in (lambda: fold(net, '0', found.ops), lambda: fold_all(net, found.ops),
+                 lambda: remove(net, '0', ['1x1', '1x1_avg'], found.ops)):
+        with pytest.raises(StructureError, match='0 can not be fused: a forward hook on it changes its output'):
+            fuse()
+        assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    handle.remove()
+    with torch.no_grad():
+        before = net(x)
+        fold(net, '0', found.ops)
+        assert (net(x) - before).abs().max() < 1e-12
+
+
+def test_a_hook_that_reads_does_not():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)).double().eval()
+    found, seen = examine(net, torch.zeros(1, 3, 8, 8, dtype=torch.float64)), []
+    net[0].register_forward_hook(lambda m, args, out: seen.append(out))
+    net[0].register_full_backward_hook(lambda m, grads, outs: None)
+    expand(net, '0', ['1x1', '1x1_avg'], found.ops, gamma=1.0)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    before = net(x)
+    copy.deepcopy(net)
+    fold(net, '0', found.ops)
+    assert (net(x) - before).abs().max() < 1e-12 and len(seen) == 2
