@@ -79,7 +79,8 @@ def test_trained_fused_and_tested_with_the_config_that_is_written(tmp_path):
     report = fuse_checkpoint(Config.fromfile(tmp_path / 'wrapped.py'), checkpoint, tmp_path / 'plain.pth',
                              out_config=tmp_path / 'plain.py', images=8)
     assert report.structure == structure and report.compared == 'logits on 8 images of the test set'
-    assert 'mmdyrep' not in (tmp_path / 'plain.py').read_text()
+    # the folder of the images may be called so
+    assert 'mmdyrep' not in (tmp_path / 'plain.py').read_text().replace(str(DATA), '')
     before = runner_of(tmp_path / 'wrapped.py', tmp_path / 'a', load_from=str(checkpoint)).test()
     plain = runner_of(tmp_path / 'plain.py', tmp_path / 'b', load_from=str(tmp_path / 'plain.pth'))
     assert plain.test() == before
