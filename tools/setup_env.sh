@@ -82,14 +82,24 @@ step() {
 
 pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
 
-# uv knows nothing of pip's settings
+# uv is faster, but knows nothing of pip's settings: it is told those that it has, and where it fails pip is asked
 install() {
     if [ -n "$UV" ]; then
-        UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}" UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$INDEX}" \
-            VIRTUAL_ENV="$VENV" "$UV" pip install --index-strategy unsafe-best-match "$@"
-    else
-        pip install "$@"
+        UV_FIND_LINKS="${UV_FIND_LINKS:-$(as_uv "${PIP_FIND_LINKS:-}")}" UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$INDEX}" \
+            VIRTUAL_ENV="$VENV" "$UV" pip install --index-strategy unsafe-best-match "$@" && return
+        echo 'uv could not install this; trying pip'
     fi
+    pip install "$@"
+}
+
+# a list of folders and addresses: pip wants blanks between them, uv commas and no folder that is missing
+as_uv() {
+    local link links=
+    for link in $1; do
+        case "$link" in *://*) ;; *) [ -d "$link" ] || continue ;; esac
+        links="$links${links:+,}$link"
+    done
+    echo "$links"
 }
 
 reachable() { "$VENV/bin/python" -c "import urllib.request as r; r.urlopen('$1', timeout=5)" 2>/dev/null; }

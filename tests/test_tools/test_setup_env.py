@@ -82,6 +82,36 @@ def test_a_link_to_another_environment_is_left_as_it_is(checkout):
     assert list((checkout / 'elsewhere').iterdir()) == []
 
 
+FAKE_UV = """#!/bin/sh
+echo "links=$UV_FIND_LINKS|index=$UV_DEFAULT_INDEX"
+exit $UV_RESULT
+"""
+
+
+@pytest.mark.parametrize(('given', 'told'), [
+    ('', ''), ('{0}/a', '{0}/a'), ('{0}/a {0}/b', '{0}/a,{0}/b'), (' {0}/a   {0}/missing ', '{0}/a'),
+    ('https://wheels.test/simple {0}/b', 'https://wheels.test/simple,{0}/b')])
+@pytest.mark.parametrize('result', [0, 1])
+def test_uv_hears_of_the_folders_of_pip_and_where_it_fails_pip_is_asked(checkout, given, told, result):
+    for name in ('a', 'b', '.venv/bin'):
+        (checkout / name).mkdir(parents=True)
+    (checkout / '.venv' / 'bin' / 'uv').write_text(FAKE_UV)
+    (checkout / '.venv' / 'bin' / 'python').write_text('#!/bin/sh\necho "asked: $*"\n')
+    for name in ('uv', 'python'):
+        (checkout / '.venv' / 'bin' / name).chmod(0o755)
+    script = (checkout / 'tools' / 'setup_env.sh').read_text()
+    assert script.rstrip().endswith('\nmain')
+    calling = script.rstrip().removesuffix('main') + 'UV="$VENV/bin/uv" INDEX=here; install six'
+    (checkout / 'tools' / 'setup_env.sh').write_text(calling)
+    done = call(checkout, PIP_FIND_LINKS=given.format(checkout), UV_RESULT=str(result), UV_FIND_LINKS='',
+                UV_DEFAULT_INDEX='')
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == f'links={told.format(checkout)}|index=here'
+    assert [line for line in lines if line.startswith('asked')] == (
+        ['asked: -m pip --disable-pip-version-check install six'] if result else [])
+
+
 @pytest.mark.parametrize('stack', SETS)
 def test_lock_files_pin_everything_that_is_asked_for(stack):
     lock = (ROOT / 'requirements' / f'{stack}.txt').read_text().splitlines()
