@@ -34,8 +34,13 @@ class Request:
 
     @property
     def folder(self) -> Path:
-        """Of the runs and the report."""
-        return Path(self.work_dir).resolve() / ('small' if self.small else 'full') / self.name
+        """Of the report."""
+        return self.runs.parent / self.name
+
+    @property
+    def runs(self) -> Path:
+        """Of the runs, those of all experiments."""
+        return Path(self.work_dir).resolve() / ('small' if self.small else 'full') / 'runs'
 
     def line(self) -> str:
         """The command that makes the report again."""
@@ -60,13 +65,13 @@ def perform(request: Request) -> bool:
             raise ValueError(f'--{key} must be at least 1, got {value}')
     experiment, console = EXPERIMENTS[request.name], Console()
     runs = experiment.small if request.small else experiment.full
-    jobs = jobs_of(runs, request.seeds, request.folder, request.options or {})
-    begun = [job for job in jobs if job.folder.exists()]
-    if begun and not (request.resume or request.report_only) and request.small:
-        raise ValueError(f'{request.folder} holds runs of an earlier call; give --resume to go on with them, '
+    jobs = jobs_of(runs, request.seeds, request.runs, request.options or {})
+    if request.small and request.folder.exists() and not (request.resume or request.report_only):
+        raise ValueError(f'{request.folder} is there from an earlier call; give --resume to go on with them, '
                          '--report-only to report them, or another --work-dir')
     errors: Dict[str, str] = {}
     if request.small and not request.report_only:
+        request.folder.mkdir(parents=True, exist_ok=True)
         errors = _train(request, jobs, console)
     elif not request.small:
         _collect(jobs, errors)

@@ -1,4 +1,5 @@
 """Runs of an experiment as processes: several at a time, each goes on where it was killed."""
+import hashlib
 import json
 import os
 import re
@@ -40,9 +41,17 @@ class Job:
 
 
 def jobs_of(runs: Sequence[Run], seeds: int, folder: Path, options: Mapping[str, Any]) -> List[Job]:
-    """A job for each run and seed, seeds from 1, all runs of a seed before the next."""
-    return [Job(run, seed, folder / slug(run.column) / slug(run.row) / f'seed_{seed}',
+    """A job for each run and seed, seeds from 1, all runs of a seed before the next.
+
+    The folder is named after the config and what is changed in it, so that experiments share what they have in common.
+    """
+    return [Job(run, seed, folder / _name(run, options) / f'seed_{seed}',
                 {**run.options, 'randomness.seed': seed, **options}) for seed in range(1, seeds + 1) for run in runs]
+
+
+def _name(run: Run, options: Mapping[str, Any]) -> str:
+    changed = json.dumps({**run.options, **options}, sort_keys=True, default=str)
+    return f'{Path(run.config).parent.name}-{Path(run.config).stem}-{hashlib.sha1(changed.encode()).hexdigest()[:8]}'
 
 
 def slug(text: str) -> str:
