@@ -61,7 +61,7 @@ def _cifar(row: str, kind: str, options: Mapping[str, Any] = {}, **paper: Any) -
 
 # a minute or two on one core: 2,500 images, 10 epochs; tested on 5,000
 SHORT = {'train_dataloader.dataset.indices': 2500, 'val_dataloader.dataset.indices': 5000, 'train_cfg.max_epochs': 10,
-         'param_scheduler.T_max': 10, 'train_cfg.val_interval': 2, 'train_dataloader.num_workers': 0,
+         'param_scheduler.T_max': 10, 'train_cfg.val_interval': 2, 'default_hooks.logger.interval': 13, 'train_dataloader.num_workers': 0,
          'train_dataloader.persistent_workers': False, 'val_dataloader.num_workers': 0,
          'val_dataloader.persistent_workers': False}
 

@@ -127,9 +127,10 @@ class Runner:
 
     def _train(self, job: Job) -> str:
         job.folder.mkdir(parents=True, exist_ok=True)
-        threads = str(max(1, (os.cpu_count() or 1) // self.number))
+        # torch takes MKL's number, where there is one, before OpenMP's
+        threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // self.number))
         begin = time.monotonic()
-        env = {'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads, **os.environ, 'PYTHONPATH': os.pathsep.join(
+        env = {**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads, 'PYTHONPATH': os.pathsep.join(
             filter(None, [str(self.root), os.environ.get('PYTHONPATH')]))}
         arguments = [sys.executable, str(self.root / 'tools' / 'train.py'), *command(job, self.root)]
         with open(job.folder / LOG, 'ab') as log:
