@@ -23,7 +23,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--resume', action='store_true', help='go on where an earlier call was ended')
     parser.add_argument('--report-only', action='store_true', help='write the report of what is done, train nothing')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'experiments', help='of runs and reports')
-    parser.add_argument('--gpus', type=int, default=8, metavar='N', help='GPUs of a run, in the commands for a cluster')
+    parser.add_argument('--gpus', type=int, metavar='N', help='GPUs of a run, in the commands for a cluster (default: '
+                        'those of the recipe)')
     parser.add_argument('--slurm', metavar='PARTITION', help='commands for Slurm instead of torchrun')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         help='settings to change in every run, key=value')

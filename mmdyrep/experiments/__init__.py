@@ -1,4 +1,5 @@
 """The experiments of the paper, each by one command."""
-from .index import EXPERIMENTS, Experiment, Run
+from .experiment import Experiment, Run
+from .index import EXPERIMENTS
 
 __all__ = ['EXPERIMENTS', 'Experiment', 'Run']

@@ -1,19 +1,23 @@
 """What tools/run_experiment.py does."""
+import os
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
-from mmengine.config import Config
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mmdyrep.fileio import read_json, write_json
 
+from .counts import count
+from .experiment import NAMES, Experiment
 from .index import EXPERIMENTS
+from .jobs import RESULT, Job, commands, config_of, in_order, jobs_of, last_checkpoint, share_done, slug
 from .report import write_report
 from .results import read_result
-from .running import RESULT, Job, Runner, command, epochs_done, jobs_of, slug
+from .running import Runner
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Request:
     resume: bool = False
     report_only: bool = False
     work_dir: Path = Path('work_dirs/experiments')
-    gpus: int = 8
+    gpus: Optional[int] = None
     slurm: Optional[str] = None
     options: Optional[Mapping[str, Any]] = None
 
@@ -44,8 +48,9 @@ class Request:
 
     def line(self) -> str:
         """The command that makes the report again."""
+        counted = EXPERIMENTS[self.name].picture == 'counts'
         parts = ['python', 'tools/run_experiment.py', self.name, *(['--small'] if self.small else []),
-                 '--seeds', str(self.seeds), '--resume']
+                 *([] if counted else ['--seeds', str(self.seeds), '--resume'])]
         return ' '.join(parts)
 
 
@@ -61,35 +66,56 @@ def perform(request: Request) -> bool:
     if request.name not in EXPERIMENTS:
         raise ValueError(f'there is no experiment {request.name!r}; there are {", ".join(EXPERIMENTS)}')
     for key, value in (('seeds', request.seeds), ('jobs', request.jobs), ('gpus', request.gpus)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f'--{key} must be at least 1, got {value}')
     experiment, console = EXPERIMENTS[request.name], Console()
     runs = experiment.small if request.small else experiment.full
+    if experiment.picture == 'counts':
+        paths = write_report(request.folder, request.name, experiment, count(runs, request.root), {}, [],
+                             request.line(), {})
+        console.print(f'{len(runs)} networks counted; report: {paths[0]}')
+        return False
     jobs = jobs_of(runs, request.seeds, request.runs, request.options or {})
     if request.small and request.folder.exists() and not (request.resume or request.report_only):
-        raise ValueError(f'{request.folder} is there from an earlier call; give --resume to go on with them, '
-                         '--report-only to report them, or another --work-dir')
+        raise ValueError(f'{request.folder} is there from an earlier call; give --resume to go on with it, '
+                         '--report-only to report what is done, or another --work-dir')
     errors: Dict[str, str] = {}
     if request.small and not request.report_only:
+        _check_data(request, jobs)
         request.folder.mkdir(parents=True, exist_ok=True)
-        errors = _train(request, jobs, console)
+        errors = _train(request, in_order(jobs), console)
     elif not request.small:
-        _collect(jobs, errors)
+        _collect(request, in_order(jobs), errors)
         if not request.report_only:
-            _print_commands(request, [job for job in jobs if not job.done])
-    results = [{'row': job.run.row, 'column': job.run.column, 'seed': job.seed, **read_json(job.folder / RESULT)}
-               for job in jobs if job.done]
-    if results or errors or request.report_only:
-        paths = write_report(request.folder, request.name, experiment, results, errors,
-                             [job.name for job in jobs if not job.done and job.name not in errors], request.line(),
-                             request.options or {})
-        console.print(f'{len(results)} of {len(jobs)} runs are done; report: {paths[0]}')
+            _print_commands(request, [job for job in in_order(jobs) if not job.done])
+    _report(request, experiment, jobs, errors, console)
     return bool(errors)
 
 
+def _report(request: Request, experiment: Experiment, jobs: List[Job], errors: Mapping[str, str],
+            console: Console) -> None:
+    results = [{'row': job.run.row, 'column': job.run.column, 'seed': job.seed, **read_json(job.folder / RESULT)}
+               for job in jobs if job.done]
+    if not (results or errors or request.report_only):
+        return
+    checkpoint = next((last_checkpoint(job, request.root) for job in jobs if job.done), None)
+    paths = write_report(request.folder, request.name, experiment, results, errors,
+                         [job.name for job in jobs if not job.done and job.name not in errors], request.line(),
+                         request.options or {}, checkpoint if experiment.picture == 'stem' else None)
+    console.print(f'{len(results)} of {len(jobs)} runs are done; report: {paths[0]}')
+
+
+def _check_data(request: Request, jobs: List[Job]) -> None:
+    scenes = Path(os.environ.get('FASHION_SCENES', request.root / 'data' / 'fashion-scenes'))
+    if any('fashion-scenes' in job.run.config for job in jobs) and not scenes.is_dir():
+        raise ValueError(f'{request.name} needs the scenes in {scenes}; make them, in 20 seconds, by '
+                         '`python tools/dataset_converters/fashion_scenes.py`')
+
+
 def _train(request: Request, jobs: List[Job], console: Console) -> Dict[str, str]:
-    lengths = {job.folder: _epochs(request, job) for job in jobs}
-    progress = Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('epochs'),
+    lengths = {job.folder: _length(request, job) for job in jobs}
+    # in percent of a run
+    progress = Progress(TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[runs]}'),
                         TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(elapsed_when_finished=True),
                         console=console)
 
@@ -97,39 +123,42 @@ def _train(request: Request, jobs: List[Job], console: Console) -> Dict[str, str
         progress.console.print(f'{job.name}: {"FAILED, " + error if error else _said(job)}', markup=False)
 
     with progress:
-        task = progress.add_task(request.name, total=sum(lengths.values()))
+        task = progress.add_task(request.name, total=float(len(jobs)), runs='')
 
-        def count() -> None:
-            done = sum(lengths[job.folder] if job.done else min(epochs_done(job), lengths[job.folder]) for job in jobs)
-            progress.update(task, completed=done)
+        def count_done() -> None:
+            shares = [share_done(job, lengths[job.folder]) for job in jobs]
+            progress.update(task, completed=sum(shares), runs=f'{sum(job.done for job in jobs)} of {len(jobs)} runs')
 
         # what is done already is no measure of the speed
-        count()
-        progress.reset(task, completed=progress.tasks[0].completed)
-        errors = Runner(request.root, request.jobs, lambda job: read_result(job.folder), told).run(jobs, count)
-        count()
+        count_done()
+        progress.reset(task, completed=progress.tasks[0].completed, runs=progress.tasks[0].fields['runs'])
+        errors = Runner(request.root, request.jobs, _finish, told).run(jobs, count_done)
+        count_done()
     return errors
 
 
+def _finish(job: Job) -> Dict[str, Any]:
+    return read_result(job.folder, job.run.metric)
+
+
 def _said(job: Job) -> str:
-    return f'{read_json(job.folder / RESULT)["top1"]:.2f} %'
+    result = read_json(job.folder / RESULT)
+    return f'{NAMES[result["metric"]]} {result["value"]:.2f} %'
 
 
-def _epochs(request: Request, job: Job) -> int:
-    cfg = Config.fromfile(request.root / 'configs' / job.run.config)
-    cfg.merge_from_dict(dict(job.options))
-    return cfg.train_cfg.max_epochs
+def _length(request: Request, job: Job) -> int:
+    loop = config_of(job, request.root).train_cfg
+    return loop.get('max_epochs') or loop.max_iters
 
 
-def _collect(jobs: List[Job], errors: Dict[str, str]) -> None:
+def _collect(request: Request, jobs: List[Job], errors: Dict[str, str]) -> None:
     """Results of runs that a cluster has trained to their end."""
     for job in jobs:
         if job.done or not job.folder.exists():
             continue
         try:
-            result = read_result(job.folder)
-            configs = sorted(job.folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
-            if configs and result['epochs'] >= Config.fromfile(configs[-1]).train_cfg.max_epochs:
+            result = _finish(job)
+            if result['steps'] >= _length(request, job):
                 write_json(job.folder / RESULT, {**result, 'seconds': _wall(job.folder)})
         except (ValueError, OSError) as error:
             errors[job.name] = str(error)
@@ -143,12 +172,27 @@ def _wall(folder: Path) -> float:
 
 
 def _print_commands(request: Request, jobs: List[Job]) -> None:
-    for job in jobs:
-        config, *rest = command(job, request.root)
-        if request.slurm:
+    # a backbone that several start from is fused once
+    print('\n'.join(dict.fromkeys(line for job in jobs for line in _lines(request, job))))
+
+
+def _lines(request: Request, job: Job) -> List[str]:
+    gpus = request.gpus or _gpus(job.run.config)
+    lines = []
+    for script, (config, *rest) in commands(job, request.root):
+        if script != 'train.py':
+            lines.append(shlex.join(['python', f'tools/{script}', config, *rest]))
+        elif request.slurm:
             name = slug(f'{request.name} {job.run.row} {job.seed}')
             # the work dir is an argument of its own
             parts = ['bash', 'tools/slurm_train.sh', request.slurm, name, config, rest[1], *rest[2:]]
-            print(f'GPUS={request.gpus} {shlex.join(parts)}')
+            lines.append(f'GPUS={gpus} {shlex.join(parts)}')
         else:
-            print(shlex.join(['bash', 'tools/dist_train.sh', config, str(request.gpus), *rest]))
+            lines.append(shlex.join(['bash', 'tools/dist_train.sh', config, str(gpus), *rest]))
+    return lines
+
+
+def _gpus(config: str) -> int:
+    """Of a recipe, as the name of its config says: 4xb2, 1xb128; else 8."""
+    found = re.search(r'[_-](\d+)xb\d+', config)
+    return int(found[1]) if found else 8

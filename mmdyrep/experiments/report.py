@@ -1,75 +1,132 @@
 """The report of an experiment: Markdown, JSON, a picture; the paper's figures beside ours."""
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from mmdyrep.analysis.drawing import FAINT, GRID, INK, PALETTE, new_figure, save
+from matplotlib.figure import Figure
+
+from mmdyrep.analysis.block_plot import plot_block
+from mmdyrep.analysis.drawing import save
+from mmdyrep.analysis.structure_file import Structure, read_structure
 from mmdyrep.engine.report import human
 from mmdyrep.fileio import PathLike, atomic_path, write_json
 
-from .index import Experiment
+from .counts import table_of_counts
+from .experiment import NAMES, TOP1, Experiment
+from .pictures import draw, draw_counts
 from .results import table_of
+
+LEGEND = ('Last values: mean and sample deviation over the seeds; the interval of the mean is Student\'s. MACs and '
+          'parameters are averages over the training, those of the branches; minutes are of the machine that trained.')
+COUNTED = 'MACs and parameters with all branches in every op, and how many times those of the plain network that is.'
 
 
 def write_report(folder: PathLike, name: str, experiment: Experiment, results: Sequence[Mapping[str, Any]],
                  errors: Mapping[str, str], waiting: Sequence[str], command: str,
-                 options: Mapping[str, Any]) -> List[Path]:
+                 options: Mapping[str, Any], checkpoint: Optional[Path] = None) -> List[Path]:
     """Write ``NAME.md``, ``NAME.json`` and, of one result or more, ``NAME.png``.
 
     Args:
         folder (str): Where to.
         name (str): Of the experiment.
         experiment (Experiment): What was asked.
-        results (Sequence[Mapping]): Of the runs that are done, with ``row``, ``column`` and ``seed``.
+        results (Sequence[Mapping]): Of the runs that are done, with ``row``, ``column`` and ``seed``; or counts.
         errors (Mapping[str, str]): What went wrong, by run.
         waiting (Sequence[str]): Runs that are not done.
         command (str): What makes this report.
         options (Mapping): Settings that were changed in every run.
+        checkpoint (Path, optional): Of the network whose first block is drawn (picture 'stem').
 
     Returns:
         list[Path]: The files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    table = table_of(results)
+    counted = experiment.picture == 'counts'
+    content: Dict[str, Any] = {
+        'version': 1, 'experiment': name, 'command': command, 'options': dict(options),
+        'table': list(results) if counted else table_of(results), 'runs': [] if counted else list(results),
+        'failed': dict(errors), 'waiting': list(waiting)}
+    figure = None
+    if checkpoint is not None:
+        figure, content['stem'] = _stem(checkpoint)
+    elif content['table']:
+        figure = draw_counts(experiment, results) if counted else draw(experiment, content['table'], results)
     paths = [folder / f'{name}.md', folder / f'{name}.json']
-    picture = folder / f'{name}.png' if table else None
-    write_json(paths[1], {'version': 1, 'experiment': name, 'command': command, 'options': dict(options),
-                          'table': table, 'runs': list(results), 'failed': dict(errors), 'waiting': list(waiting)})
+    write_json(paths[1], content)
+    if figure is not None:
+        paths.append(folder / f'{name}.png')
+        save(figure, paths[2])
     with atomic_path(paths[0]) as temporary:
-        temporary.write_text(markdown(experiment, table, errors, waiting, command, options, picture), encoding='utf-8')
-    if picture:
-        draw(experiment, table, picture)
-        paths.append(picture)
+        temporary.write_text(markdown(experiment, content, f'{name}.png' if figure is not None else None),
+                             encoding='utf-8')
     return paths
 
 
-def markdown(experiment: Experiment, table: Sequence[Mapping[str, Any]], errors: Mapping[str, str],
-             waiting: Sequence[str], command: str, options: Mapping[str, Any], picture: Optional[Path]) -> str:
+def _stem(checkpoint: Path) -> Tuple[Figure, Dict[str, Any]]:
+    """Picture of the stem's block, or, where that was never expanded, of the first one; and what it shows."""
+    structure: Structure = read_structure(checkpoint)
+    op = 'conv1' if 'conv1' in structure.ops else next(iter(structure.ops))
+    inside = [name for name in structure.ops if name == op or name.startswith(f'{op}.')]
+    return plot_block(structure, op), {'op': op, 'branches': {name: structure.ops[name] for name in inside},
+                                       'importance': {name: structure.importance.get(name, {}) for name in inside}}
+
+
+def markdown(experiment: Experiment, content: Mapping[str, Any], picture: Optional[str]) -> str:
     """The report as a page."""
-    lines = [f'# {experiment.title}', '', experiment.question, '', f'    {command}', '']
+    lines = [f'# {experiment.title}', '', experiment.question, '', f'    {content["command"]}', '']
+    options = content['options']
     if options:
         lines += ['In every run: ' + ', '.join(f'`{key}={value}`' for key, value in options.items()) + '.', '']
-    paper = _paper(experiment)
-    columns = list(dict.fromkeys(column for row in paper.values() for column in row))
-    head = ['', 'data', 'top-1 (%)', '95 % interval', 'seeds', 'MACs', 'parameters', 'ops expanded', 'branches removed',
-            'minutes', *(f'**the paper\'s**, {column}' for column in columns)]
-    lines += ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
-    for entry in table:
-        cells = [entry['row'], entry['column'], _accuracy(entry['top1']), _interval(entry['top1']),
-                 str(entry['top1']['number']), human(entry['macs']['mean']), human(entry['parameters']['mean']),
-                 _mean(entry, 'grown'), _mean(entry, 'cut'), f'{entry["seconds"]["mean"] / 60:.1f}',
-                 *(_theirs(paper.get(entry['row'], {}).get(column, {})) for column in columns)]
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    lines += ['', 'Top-1 after the last epoch: mean and sample deviation over the seeds; the interval of the mean is '
-              'Student\'s. MACs and parameters are averages over the training, those of the branches; minutes are of '
-              'the machine that trained.', '']
+    counted = experiment.picture == 'counts'
+    lines += table_of_counts(content['table']) if counted else table_lines(experiment, content['table'])
+    lines += ['', COUNTED if counted else LEGEND, '']
+    if 'stem' in content:
+        lines += [_stem_line(content['stem']), '']
+    if experiment.theirs:
+        lines += ['Further rows of the paper, of networks that others have trained: '
+                  + ', '.join(f'{row} {value}' for row, value in experiment.theirs) + '.', '']
     if picture:
-        lines += [f'![{experiment.title}]({picture.name})', '']
-    if waiting:
-        lines += [f'Not done yet: {"; ".join(waiting)}.', '']
-    if errors:
-        lines += ['Failed:', '', *(f'- {name}: {error}' for name, error in errors.items()), '']
+        lines += [f'![{experiment.title}]({picture})', '']
+    if content['waiting']:
+        lines += [f'Not done yet: {"; ".join(content["waiting"])}.', '']
+    if content['failed']:
+        lines += ['Failed:', '', *(f'- {name}: {error}' for name, error in content['failed'].items()), '']
     return '\n'.join(lines)
+
+
+def _stem_line(stem: Mapping[str, Any]) -> str:
+    what = [f'`{op}`: ' + ', '.join(f'{branch} {value:.3f}' for branch, value in values.items())
+            for op, values in stem['importance'].items()]
+    return 'Importance of the branches, relative to the original convolution: ' + '; '.join(what) + '.'
+
+
+def table_lines(experiment: Experiment, table: Sequence[Mapping[str, Any]]) -> List[str]:
+    """The table of results as lines of Markdown, the paper's figures beside."""
+    paper = _paper(experiment)
+    theirs = list(dict.fromkeys(column for row in paper.values() for column in row))
+    # the paper's networks and tasks have the names of ours, its data sets have not
+    same = {entry['column'] for entry in table} <= set(theirs)
+    metrics = {entry['metric'] for entry in table} or {TOP1}
+    one = NAMES[next(iter(metrics))] if len(metrics) == 1 else 'value'
+    head = ['', experiment.column, f'{one} (%)', '95 % interval', 'seeds', 'MACs', 'parameters', 'ops expanded',
+            'branches removed', 'minutes',
+            *(['**the paper\'s**'] if same and theirs else [f'**the paper\'s**, {column}' for column in theirs])]
+    lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
+    for entry in table:
+        row = paper.get(entry['row'], {})
+        columns = [entry['column']] if same and theirs else theirs
+        column = entry['column'] if len(metrics) == 1 else f'{entry["column"]} ({NAMES[entry["metric"]]})'
+        cells = [entry['row'], column, _accuracy(entry['value']), _interval(entry['value']),
+                 str(entry['value']['number']), _cost(entry, 'macs'), _cost(entry, 'parameters'), _mean(entry, 'grown'),
+                 _mean(entry, 'cut'), f'{entry["seconds"]["mean"] / 60:.1f}',
+                 *(_theirs(row.get(column, {})) for column in columns)]
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    # rows that are called otherwise at small size
+    rest = {row: columns for row, columns in paper.items() if row not in {entry['row'] for entry in table}}
+    if rest and table:
+        lines += ['', '**The paper\'s** further rows: ' + '; '.join(
+            f'{row} {_theirs(figures)}' for row, columns in rest.items() for figures in columns.values()) + '.']
+    return lines
 
 
 def _paper(experiment: Experiment) -> Dict[str, Dict[str, Mapping[str, float]]]:
@@ -82,40 +139,22 @@ def _paper(experiment: Experiment) -> Dict[str, Dict[str, Mapping[str, float]]]:
 
 def _theirs(paper: Mapping[str, float]) -> str:
     cost = [human(paper[key]) for key in ('macs', 'parameters') if key in paper]
-    return ' '.join([f'{paper["top1"]:.2f}', *([f'({", ".join(cost)})'] if cost else [])]) if paper else '-'
+    return ' '.join([f'{paper["value"]:.2f}', *([f'({", ".join(cost)})'] if cost else [])]) if paper else '-'
 
 
-def _accuracy(top1: Mapping[str, float]) -> str:
-    return f'{top1["mean"]:.2f}' + (f' ± {top1["deviation"]:.2f}' if 'deviation' in top1 else '')
+def _accuracy(value: Mapping[str, float]) -> str:
+    return f'{value["mean"]:.2f}' + (f' ± {value["deviation"]:.2f}' if 'deviation' in value else '')
 
 
-def _interval(top1: Mapping[str, float]) -> str:
-    if 'interval' not in top1:
+def _interval(value: Mapping[str, float]) -> str:
+    if 'interval' not in value:
         return '-'
-    return f'{top1["mean"] - top1["interval"]:.2f} to {top1["mean"] + top1["interval"]:.2f}'
+    return f'{value["mean"] - value["interval"]:.2f} to {value["mean"] + value["interval"]:.2f}'
+
+
+def _cost(entry: Mapping[str, Any], key: str) -> str:
+    return human(entry[key]['mean']) if key in entry else '-'
 
 
 def _mean(entry: Mapping[str, Any], key: str) -> str:
     return f'{entry[key]["mean"]:.3g}' if key in entry else '-'
-
-
-def draw(experiment: Experiment, table: Sequence[Mapping[str, Any]], path: PathLike) -> None:
-    """Each run a dot, the mean and its 95 % interval beside; a row for each method."""
-    figure = new_figure(6.5, 1.1 + 0.32 * len(table))
-    axes = figure.add_axes((0.28, 0.5 / figure.get_figheight(), 0.68, 1 - 0.95 / figure.get_figheight()))
-    columns = list(dict.fromkeys(entry['column'] for entry in table))
-    for place, entry in enumerate(table):
-        colour = PALETTE[columns.index(entry['column']) % len(PALETTE)]
-        top1 = entry['top1']
-        axes.plot(top1['values'], [place] * len(top1['values']), 'o', markersize=3.5, color=colour, alpha=0.5)
-        axes.errorbar(top1['mean'], place + 0.22, xerr=top1.get('interval'), fmt='|', color=colour, capsize=3)
-    labels = [entry['row'] if len(columns) == 1 else f'{entry["row"]}, {entry["column"]}' for entry in table]
-    axes.set_yticks(range(len(table)), labels, fontsize=8, color=INK)
-    axes.set_ylim(len(table) - 0.4, -0.6)
-    axes.set_xlabel(f'top-1 (%) on {" and ".join(columns)}: each seed, mean and 95 % interval', fontsize=8, color=INK)
-    axes.set_title(experiment.title, fontsize=9, color=INK, loc='left')
-    axes.tick_params(labelsize=8, color=FAINT)
-    axes.grid(axis='x', color=GRID, linewidth=0.6)
-    for side in ('top', 'right', 'left'):
-        axes.spines[side].set_visible(False)
-    save(figure, path)

@@ -8,33 +8,42 @@ from mmengine.config import Config
 from mmdyrep.analysis.complexity import complexity
 from mmdyrep.analysis.run_files import read_run
 
+from .experiment import BOX_AP, TOP1
+
 # two-sided 95 % quantiles of Student's t, 1 to 30 degrees of freedom
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
       2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 
 
-def read_result(folder: Path) -> Dict[str, Any]:
-    """Accuracy after the last epoch, costs averaged over the training, and how the structure changed.
+def read_result(folder: Path, metric: str = TOP1) -> Dict[str, Any]:
+    """The last value of the metric in percent, costs averaged over the training, and how the structure changed.
 
     Raises:
         ValueError: If the run was never validated.
     """
     run = read_run(folder)
-    if 'accuracy/top1' not in run.metrics:
-        raise ValueError(f'{folder} holds no validation')
-    curve = run.metrics['accuracy/top1']
-    result: Dict[str, Any] = {'top1': curve[-1][1], 'epochs': curve[-1][0], 'curve': [value for _, value in curve]}
+    if metric not in run.metrics:
+        raise ValueError(f'{folder} holds no validation with {metric}')
+    # mmdet's is a share
+    scale = 100 if metric == BOX_AP else 1
+    curve = [(step, scale * value) for step, value in run.metrics[metric]]
+    result: Dict[str, Any] = {'metric': metric, 'value': curve[-1][1], 'steps': curve[-1][0], 'curve': curve}
     if run.history is not None:
         average, updates = run.history['average'], run.history['updates']
         costs = {kind: average[kind].get('model', average[kind]['backbone']) for kind in ('macs', 'parameters')}
-        result.update(grown=sum(len(entry['grown']) for entry in updates),
-                      cut=sum(len(item['branches']) for entry in updates for item in entry['cut']),
-                      update_seconds=round(sum(entry['seconds'] + entry.get('scoring', {}).get('seconds', 0)
-                                               for entry in updates), 1))
-    else:
-        config = max(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
-        form = complexity(Config.fromfile(config)).form
-        costs = {'macs': form.macs['model'], 'parameters': form.parameters['model']}
+        result.update(
+            grown=sum(len(entry['grown']) for entry in updates),
+            cut=sum(len(item['branches']) for entry in updates for item in entry['cut']),
+            update_seconds=round(sum(entry['seconds'] + entry.get('scoring', {}).get('seconds', 0)
+                                     for entry in updates), 1),
+            updates=[{run.unit: entry[run.unit], 'grown': [item['op'] for item in entry['grown']],
+                      'cut': {item['op']: item['branches'] for item in entry['cut']}, 'drift': entry.get('drift')}
+                     for entry in updates])
+        return {**result, **costs}
+    config = max(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
+    form = complexity(Config.fromfile(config)).form
+    # of a detector the backbone alone can be counted, at a size that the config does not tell
+    costs = {'macs': form.macs['model'], 'parameters': form.parameters['model']} if 'model' in form.macs else {}
     return {**result, **costs}
 
 
@@ -56,8 +65,9 @@ def table_of(results: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
         groups.setdefault((result['row'], result['column']), []).append(result)
     table = []
     for (row, column), group in groups.items():
-        entry: Dict[str, Any] = {'row': row, 'column': column, 'seeds': [item['seed'] for item in group]}
-        for key in ('top1', 'macs', 'parameters', 'seconds', 'grown', 'cut'):
+        entry: Dict[str, Any] = {'row': row, 'column': column, 'metric': group[0].get('metric', TOP1),
+                                 'seeds': [item['seed'] for item in group]}
+        for key in ('value', 'macs', 'parameters', 'seconds', 'grown', 'cut'):
             values = [item[key] for item in group if item.get(key) is not None]
             if values:
                 entry[key] = {**summary(values), 'values': values}

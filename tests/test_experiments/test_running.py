@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from ast import literal_eval
 from pathlib import Path
-from typing import Any, List
+from typing import Any, Dict, List
 
 import pytest
 
 from mmdyrep.experiments import EXPERIMENTS
-from mmdyrep.experiments.running import RESULT, command, epochs_done, jobs_of, slug
+from mmdyrep.experiments.jobs import RESULT, commands, jobs_of, share_done, slug
 from tests.runs import DATA, ROOT, needs_images
 
 TINY = ['train_cfg.max_epochs=2', 'param_scheduler.T_max=2', 'train_dataloader.dataset.indices=128',
@@ -26,6 +27,12 @@ def tool(*arguments: Any, options: List[str] = TINY) -> List[str]:
             *(['--cfg-options', *options, *data] if options else [])]
 
 
+def settings() -> Dict[str, Any]:
+    """What the tool makes of the options, the name of a run's folder depends on it."""
+    data = {f'{part}_dataloader.dataset.data_root': str(DATA) for part in ('train', 'val', 'test')}
+    return {**{key: literal_eval(value) for key, value in (option.split('=') for option in TINY)}, **data}
+
+
 def run(*arguments: Any, options: List[str] = TINY) -> subprocess.CompletedProcess:
     return subprocess.run(tool(*arguments, options=options), cwd=ROOT, capture_output=True, text=True,
                           env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'COLUMNS': '200'})
@@ -37,7 +44,7 @@ def test_list_has_one_name_a_line():
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['table99', '--small'], "there is no experiment 'table99'; there are table2"),
+    (['table99', '--small'], "there is no experiment 'table99'; there are table1"),
     (['table6', '--small', '--seeds', '0'], '--seeds must be at least 1'),
 ])
 def test_what_can_not_be_is_refused_in_words(arguments, message, tmp_path):
@@ -50,7 +57,7 @@ def test_full_size_prints_commands_for_a_cluster(tmp_path):
     done = run('table6', '--work-dir', tmp_path, '--seeds', '2', options=[])
     lines = [line for line in done.stdout.splitlines() if line.startswith('bash tools/dist_train.sh')]
     assert done.returncode == 0 and len(lines) == 6
-    assert 'configs/dyrep/vgg16_1xb128_cifar10.py 8 --work-dir' in lines[1] and 'randomness.seed=1' in lines[1]
+    assert 'configs/dyrep/vgg16_1xb128_cifar10.py 1 --work-dir' in lines[1] and 'randomness.seed=1' in lines[1]
     assert 'default_hooks.dyrep.dep=None' in lines[2] and 'randomness.seed=2' in lines[5]
     slurm = run('table6', '--work-dir', tmp_path, '--slurm', 'gpu', '--gpus', '4', options=[]).stdout
     assert slurm.startswith('GPUS=4 bash tools/slurm_train.sh gpu table6-origin-1 ')
@@ -60,7 +67,8 @@ def test_jobs_have_a_folder_of_their_own_and_their_seed():
     jobs = jobs_of(EXPERIMENTS['table6'].small, 2, Path('runs'), {'a.b': 1})
     assert len({job.folder for job in jobs}) == len(jobs) == 6
     assert [job.seed for job in jobs] == [1, 1, 1, 2, 2, 2] and slug('DyRep w/o Dep') == 'dyrep-without-dep'
-    assert 'default_hooks.dyrep.dep=None' in command(jobs[2], ROOT) and 'a.b=1' in command(jobs[2], ROOT)
+    (_, arguments), = commands(jobs[2], ROOT)
+    assert 'default_hooks.dyrep.dep=None' in arguments and 'a.b=1' in arguments
 
 
 @needs_images
@@ -69,7 +77,7 @@ def test_a_small_experiment_is_killed_goes_on_fails_in_part_and_is_reported(tmp_
     begun = subprocess.Popen(tool('table6', '--small', '--work-dir', tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL,
                              env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
     folder = tmp_path / 'small' / 'table6'
-    jobs = jobs_of(EXPERIMENTS['table6'].small, 1, folder, {})
+    jobs = jobs_of(EXPERIMENTS['table6'].small, 1, folder.parent / 'runs', settings())
     for _ in range(600):
         if jobs[0].done and (jobs[1].folder / 'last_checkpoint').exists():
             break
@@ -87,7 +95,7 @@ def test_a_small_experiment_is_killed_goes_on_fails_in_part_and_is_reported(tmp_
     (jobs[2].folder / 'last_checkpoint').write_text(str(tmp_path / 'nowhere.pth'))
     done = run('table6', '--small', '--work-dir', tmp_path, '--resume')
     assert done.returncode == 1 and 'FAILED' in done.stdout
-    assert (jobs[0].folder / RESULT).read_text() == first and jobs[1].done and epochs_done(jobs[1]) == 2
+    assert (jobs[0].folder / RESULT).read_text() == first and jobs[1].done and share_done(jobs[1], 2) == 1
     report = json.loads((folder / 'table6.json').read_text())
     assert [entry['row'] for entry in report['table']] == ['Origin', 'DyRep w/ Dep'] and list(report['failed']) == [
         jobs[2].name]

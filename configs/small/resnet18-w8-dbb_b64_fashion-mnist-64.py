@@ -1,0 +1,11 @@
+_base_ = './resnet18-w8_b64_fashion-mnist-64.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='DyRepBackbone',
+        backbone=_base_.model.backbone,
+        space='dbb',
+        static=True,
+        exclude=('conv1', ),
+        keep_norm=False))
