@@ -8,6 +8,7 @@ from mmengine.config import DictAction
 from mmdyrep.cli import fail_readably
 from mmdyrep.experiments import EXPERIMENTS
 from mmdyrep.experiments.command import Request, perform
+from mmdyrep.experiments.page import update_page
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,11 +27,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--gpus', type=int, metavar='N', help='GPUs of a run, in the commands for a cluster (default: '
                         'those of the recipe)')
     parser.add_argument('--slurm', metavar='PARTITION', help='commands for Slurm instead of torchrun')
+    parser.add_argument('--page', type=Path, metavar='FOLDER',
+                        help='take the reports of small runs into this folder and fill them into its index.md')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         help='settings to change in every run, key=value')
     args = parser.parse_args()
-    if args.name is None and not args.list:
-        parser.error('give the name of an experiment, or --list')
+    if args.name is None and not args.list and args.page is None:
+        parser.error('give the name of an experiment, --list or --page')
     return args
 
 
@@ -38,6 +41,11 @@ def main() -> None:
     args = parse_args()
     if args.list:
         print('\n'.join(EXPERIMENTS))
+        return
+    if args.page is not None:
+        with fail_readably():
+            names = update_page(args.work_dir / 'small', args.page)
+        print(f'{args.page / "index.md"} has {len(names)} of {len(EXPERIMENTS)}: {", ".join(names)}')
         return
     with fail_readably():
         failed = perform(Request(ROOT, args.name, args.small, args.seeds, args.jobs, args.resume, args.report_only,

@@ -42,6 +42,9 @@ def _dots(experiment: Experiment, table: Table, results: Sequence[Mapping[str, A
         labels = [f'{entry["row"]}, {entry["column"]}' if several else entry['row'] for entry in panel]
         axes.set_yticks(range(len(panel)), labels, fontsize=8, color=INK)
         axes.set_ylim(len(panel) - 0.5, -0.5)
+        # no less than a point wide: smaller differences shall look small
+        low, high = axes.get_xlim()
+        axes.set_xlim((low + high - max(high - low, 1)) / 2, (low + high + max(high - low, 1)) / 2)
         _dress(axes, f'{NAMES[metric]} (%){_of_seeds(panel)}', '')
         axes.spines['left'].set_visible(False)
     return figure

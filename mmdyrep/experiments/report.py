@@ -15,8 +15,10 @@ from .experiment import NAMES, TOP1, Experiment
 from .pictures import draw, draw_counts
 from .results import table_of
 
-LEGEND = ('Last values: mean and sample deviation over the seeds; the interval of the mean is Student\'s. MACs and '
-          'parameters are averages over the training, those of the branches; minutes are of the machine that trained.')
+LEGEND = ('Last values: mean and sample deviation over the seeds; the interval of the mean is Student\'s, as is '
+          'that of the difference to the first row, taken seed by seed. MACs and '
+          'parameters are averages over the training, those of the branches; minutes are of the machine that trained, '
+          'which did other work beside.')
 COUNTED = 'MACs and parameters with all branches in every op, and how many times those of the plain network that is.'
 
 
@@ -77,11 +79,7 @@ def markdown(experiment: Experiment, content: Mapping[str, Any], picture: Option
     options = content['options']
     if options:
         lines += ['In every run: ' + ', '.join(f'`{key}={value}`' for key, value in options.items()) + '.', '']
-    counted = experiment.picture == 'counts'
-    lines += table_of_counts(content['table']) if counted else table_lines(experiment, content['table'])
-    lines += ['', COUNTED if counted else LEGEND, '']
-    if 'stem' in content:
-        lines += [_stem_line(content['stem']), '']
+    lines += [*table_of_content(experiment, content), '', COUNTED if experiment.picture == 'counts' else LEGEND, '']
     if experiment.theirs:
         lines += ['Further rows of the paper, of networks that others have trained: '
                   + ', '.join(f'{row} {value}' for row, value in experiment.theirs) + '.', '']
@@ -92,6 +90,14 @@ def markdown(experiment: Experiment, content: Mapping[str, Any], picture: Option
     if content['failed']:
         lines += ['Failed:', '', *(f'- {name}: {error}' for name, error in content['failed'].items()), '']
     return '\n'.join(lines)
+
+
+def table_of_content(experiment: Experiment, content: Mapping[str, Any]) -> List[str]:
+    """Lines of Markdown: the figures of a report."""
+    if experiment.picture == 'counts':
+        return table_of_counts(content['table'])
+    lines = table_lines(experiment, content['table'])
+    return [*lines, '', _stem_line(content['stem'])] if 'stem' in content else lines
 
 
 def _stem_line(stem: Mapping[str, Any]) -> str:
@@ -108,7 +114,7 @@ def table_lines(experiment: Experiment, table: Sequence[Mapping[str, Any]]) -> L
     same = {entry['column'] for entry in table} <= set(theirs)
     metrics = {entry['metric'] for entry in table} or {TOP1}
     one = NAMES[next(iter(metrics))] if len(metrics) == 1 else 'value'
-    head = ['', experiment.column, f'{one} (%)', '95 % interval', 'seeds', 'MACs', 'parameters', 'ops expanded',
+    head = ['', experiment.column, f'{one} (%)', '95 % interval', 'to the first', 'seeds', 'MACs', 'parameters', 'ops expanded',
             'branches removed', 'minutes',
             *(['**the paper\'s**'] if same and theirs else [f'**the paper\'s**, {column}' for column in theirs])]
     lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
@@ -116,7 +122,7 @@ def table_lines(experiment: Experiment, table: Sequence[Mapping[str, Any]]) -> L
         row = paper.get(entry['row'], {})
         columns = [entry['column']] if same and theirs else theirs
         column = entry['column'] if len(metrics) == 1 else f'{entry["column"]} ({NAMES[entry["metric"]]})'
-        cells = [entry['row'], column, _accuracy(entry['value']), _interval(entry['value']),
+        cells = [entry['row'], column, _accuracy(entry['value']), _interval(entry['value']), _difference(entry),
                  str(entry['value']['number']), _cost(entry, 'macs'), _cost(entry, 'parameters'), _mean(entry, 'grown'),
                  _mean(entry, 'cut'), f'{entry["seconds"]["mean"] / 60:.1f}',
                  *(_theirs(row.get(column, {})) for column in columns)]
@@ -150,6 +156,13 @@ def _interval(value: Mapping[str, float]) -> str:
     if 'interval' not in value:
         return '-'
     return f'{value["mean"] - value["interval"]:.2f} to {value["mean"] + value["interval"]:.2f}'
+
+
+def _difference(entry: Mapping[str, Any]) -> str:
+    found = entry.get('difference')
+    if found is None:
+        return '-'
+    return f'{found["mean"]:+.2f}' + (f' ± {found["interval"]:.2f}' if 'interval' in found else '')
 
 
 def _cost(entry: Mapping[str, Any], key: str) -> str:

@@ -59,7 +59,10 @@ def summary(values: Sequence[float]) -> Dict[str, float]:
 
 
 def table_of(results: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
-    """One entry for each row and column, in the order of the results, seeds taken together."""
+    """One entry for each row and column, in the order of the results, seeds taken together.
+
+    ``difference`` is the one to the first row of the column, seed by seed.
+    """
     groups: Dict[Any, List[Mapping[str, Any]]] = {}
     for result in results:
         groups.setdefault((result['row'], result['column']), []).append(result)
@@ -71,5 +74,12 @@ def table_of(results: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
             values = [item[key] for item in group if item.get(key) is not None]
             if values:
                 entry[key] = {**summary(values), 'values': values}
+        first = next(other for (_, where), other in groups.items() if where == column)
+        if first is not group:
+            # seeds have data, initial weights and order of the images in common
+            values = {item['seed']: item['value'] for item in first}
+            pairs = [item['value'] - values[item['seed']] for item in group if item['seed'] in values]
+            if pairs:
+                entry['difference'] = summary(pairs)
         table.append(entry)
     return table

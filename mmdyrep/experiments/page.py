@@ -1,0 +1,71 @@
+"""The page that leads through the experiments: its text is written by hand, its figures come from the reports."""
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Dict, List
+
+from mmdyrep.fileio import atomic_path, read_json
+
+from .experiment import Experiment
+from .index import EXPERIMENTS
+from .report import markdown, table_of_content
+
+_PART = re.compile(r'(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)', re.DOTALL)
+
+
+def update_page(reports: Path, folder: Path) -> List[str]:
+    """Take the reports that are there into a folder and fill the figures into its ``index.md``.
+
+    Args:
+        reports (Path): Has ``NAME/NAME.{md,json,png}``.
+        folder (Path): Of the page.
+
+    Returns:
+        list[str]: Names of the experiments that the folder has a report of.
+    """
+    for name in EXPERIMENTS:
+        for kind in ('md', 'json', 'png'):
+            source = reports / name / f'{name}.{kind}'
+            if source.exists():
+                shutil.copyfile(source, folder / source.name)
+    for path in folder.glob('*.json'):
+        # the text of a report follows its figures
+        name, picture = path.stem, folder / f'{path.stem}.png'
+        with atomic_path(folder / f'{name}.md') as temporary:
+            temporary.write_text(markdown(EXPERIMENTS[name], read_json(path), picture.name if picture.exists() else None),
+                                 encoding='utf-8')
+    page = folder / 'index.md'
+    text = filled(page.read_text(encoding='utf-8'), folder)
+    with atomic_path(page) as temporary:
+        temporary.write_text(text, encoding='utf-8')
+    return [name for name in EXPERIMENTS if (folder / f'{name}.json').exists()]
+
+
+def filled(text: str, folder: Path) -> str:
+    """The page with what lies between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` made anew from the reports."""
+    return _PART.sub(lambda match: match[1] + part(match[2], folder) + match[3], text)
+
+
+def part(name: str, folder: Path) -> str:
+    """What the page says of an experiment: what has run, the table, the picture."""
+    path = folder / f'{name}.json'
+    experiment = EXPERIMENTS[name]
+    if not path.exists():
+        return f'None of its {len(experiment.small)} small runs has been made yet.\n'
+    content = read_json(path)
+    lines = [state(experiment, content), '', *table_of_content(experiment, content), '']
+    if (folder / f'{name}.png').exists():
+        lines += [f'![{experiment.title}]({name}.png)', '']
+    return '\n'.join([*lines, f'[Report]({name}.md)']) + '\n'
+
+
+def state(experiment: Experiment, content: Dict[str, Any]) -> str:
+    """How much of it has run."""
+    if experiment.picture == 'counts':
+        return f'{len(content["table"])} networks counted, at small size.'
+    number = {row: len(entry['seeds']) for entry in content['table'] for row in [f'{entry["row"]}, {entry["column"]}']}
+    missing = [f'{run.row}, {run.column}' for run in experiment.small if f'{run.row}, {run.column}' not in number]
+    seeds = sorted(set(number.values()))
+    text = f'{sum(number.values())} small runs, ' + (f'{seeds[0]} seed{"s" * (seeds[0] > 1)} each.' if len(
+        seeds) == 1 else f'{seeds[0]} to {seeds[-1]} seeds.' if seeds else 'none yet.')
+    return text + (f' **Not run:** {"; ".join(missing)}.' if missing else '')
