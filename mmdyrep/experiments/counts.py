@@ -38,7 +38,8 @@ def count(runs: Sequence[Run], root: Path) -> List[Dict[str, Any]]:
 
 def table_of_counts(counts: Sequence[Dict[str, Any]]) -> List[str]:
     """Lines of Markdown."""
-    head = ['', 'network', 'branches', 'their number', '**the paper\'s**', 'ops', 'MACs', 'times', 'parameters', 'times']
+    head = ['', 'network', 'branches', 'their number', '**the paper\'s**', 'ops', 'MACs', 'times', 'parameters',
+            'times']
     lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
     for entry in counts:
         cells = [entry['row'], entry['column'], ', '.join(f'`{name}`' for name in entry['branches']),

@@ -1,7 +1,7 @@
 """What each experiment of the paper consists of: its runs, what is compared, and the paper's figures.
 
-A run is a config and what is changed in it. The small runs are the same comparison on Fashion-MNIST with networks of 1/8
-width: the same methods, another size. What several experiments have in common is trained once.
+A run is a config and what is changed in it. The small runs are the same comparison on Fashion-MNIST with networks of
+1/8 width: the same methods, another size. What several experiments have in common is trained once.
 """
 from typing import Dict
 
@@ -68,8 +68,8 @@ EXPERIMENTS: Dict[str, Experiment] = {
         }.items() for (row, kind), value in rows.items()],
         small=[large(row, 'RepVGG', kind) for row, kind in (('RepVGG', 'repvgg'), ('DyRep', 'dyrep'))],
         column='network',
-        theirs=(('ODBB (A2)', '76.86'), ('ODBB (B3)', '80.97'), ('ResNet-34', '74.17'), ('ResNet-50', '76.31'), ('ResNeXt-50', '77.46'), ('ResNet-101', '77.21'),
-                ('ResNeXt-101', '78.42'))),
+        theirs=(('ODBB (A2)', '76.86'), ('ODBB (B3)', '80.97'), ('ResNet-34', '74.17'), ('ResNet-50', '76.31'),
+                ('ResNeXt-50', '77.46'), ('ResNet-101', '77.21'),  ('ResNeXt-101', '78.42'))),
     'table5': Experiment(
         'Table 5: detection and segmentation',
         'Pre-training (C), the downstream training (D) or both with Rep; else one recipe for all.',

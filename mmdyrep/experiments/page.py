@@ -32,8 +32,8 @@ def update_page(reports: Path, folder: Path) -> List[str]:
         # the text of a report follows its figures
         name, picture = path.stem, folder / f'{path.stem}.png'
         with atomic_path(folder / f'{name}.md') as temporary:
-            temporary.write_text(markdown(EXPERIMENTS[name], read_json(path), picture.name if picture.exists() else None),
-                                 encoding='utf-8')
+            temporary.write_text(markdown(
+                EXPERIMENTS[name], read_json(path), picture.name if picture.exists() else None), encoding='utf-8')
     page = folder / 'index.md'
     text = filled(page.read_text(encoding='utf-8'), folder)
     with atomic_path(page) as temporary:

@@ -55,7 +55,8 @@ def large(row: str, network: str, kind: str, options: Mapping[str, Any] = {}) ->
     inner = 'model.backbone.' + ('' if kind == 'plain' else 'backbone.')
     depth = {'ResNet-34': {inner + 'depth': 34}, 'ResNet-50': {inner + 'depth': 50, 'model.head.in_channels': 256}}
     return Run(row, network, LARGE[kind].format(FILES[network]),
-               {**SHORT, 'train_dataloader.dataset.indices': 800, **depth.get(network, {}), **_hook(kind, options), **options})
+               {**SHORT, 'train_dataloader.dataset.indices': 800, **depth.get(network, {}), **_hook(kind, options),
+                **options})
 
 
 def _hook(kind: str, options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -51,7 +51,8 @@ def _dots(experiment: Experiment, table: Table, results: Sequence[Mapping[str, A
 
 
 def _of_seeds(table: Table) -> str:
-    return ': each seed, mean and 95 % interval' if any(entry['value']['number'] > 1 for entry in table) else ', one seed'
+    several = any(entry['value']['number'] > 1 for entry in table)
+    return ': each seed, mean and 95 % interval' if several else ', one seed'
 
 
 def _curves(experiment: Experiment, table: Table, results: Sequence[Mapping[str, Any]]) -> Figure:

@@ -114,8 +114,8 @@ def table_lines(experiment: Experiment, table: Sequence[Mapping[str, Any]]) -> L
     same = {entry['column'] for entry in table} <= set(theirs)
     metrics = {entry['metric'] for entry in table} or {TOP1}
     one = NAMES[next(iter(metrics))] if len(metrics) == 1 else 'value'
-    head = ['', experiment.column, f'{one} (%)', '95 % interval', 'to the first', 'seeds', 'MACs', 'parameters', 'ops expanded',
-            'branches removed', 'minutes',
+    head = ['', experiment.column, f'{one} (%)', '95 % interval', 'to the first', 'seeds', 'MACs', 'parameters',
+            'ops expanded', 'branches removed', 'minutes',
             *(['**the paper\'s**'] if same and theirs else [f'**the paper\'s**, {column}' for column in theirs])]
     lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
     for entry in table:
