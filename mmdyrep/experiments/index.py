@@ -69,7 +69,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
         small=[large(row, 'RepVGG', kind) for row, kind in (('RepVGG', 'repvgg'), ('DyRep', 'dyrep'))],
         column='network',
         theirs=(('ODBB (A2)', '76.86'), ('ODBB (B3)', '80.97'), ('ResNet-34', '74.17'), ('ResNet-50', '76.31'),
-                ('ResNeXt-50', '77.46'), ('ResNet-101', '77.21'),  ('ResNeXt-101', '78.42'))),
+                ('ResNeXt-50', '77.46'), ('ResNet-101', '77.21'), ('ResNeXt-101', '78.42'))),
     'table5': Experiment(
         'Table 5: detection and segmentation',
         'Pre-training (C), the downstream training (D) or both with Rep; else one recipe for all.',
