@@ -47,7 +47,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
               *(imagenet(row, network, 'dbb', {} if space == 'dbb' else {SPACE: space}) for row, space in SPACES.items()
                 for network in ('ResNet-18', 'ResNet-50', 'MobileNet'))],
         small=[vgg('plain', 'plain', column='VGG-16'),
-               *(vgg(row, 'dbb', {SPACE: space}, 'VGG-16') for row, space in SPACES.items())],
+               *(vgg(row, 'dbb', {} if space == 'dbb' else {SPACE: space}, 'VGG-16') for row, space in SPACES.items())],
         column='network', picture='counts'),
     'table2': Experiment(
         'Table 2: VGG-16 on CIFAR',
