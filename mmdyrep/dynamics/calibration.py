@@ -1,5 +1,6 @@
 """Batch norm statistics from batches of an interval (Section 4.1: 20 batches before Eq. 6)."""
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from functools import partial
+from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -7,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyrep.reparam import Statistics
-from mmdyrep.reparam.untouched import untouched
 
+from .passes import Stop, passes
 
-class Stop(Exception):
-    """Leaves a forward pass as soon as nothing more is wanted of it."""
+# takes the positional and keyword arguments of a call
+Look = Callable[[Tuple[Any, ...], Dict[str, Any]], None]
 
 
 class NotReached(RuntimeError):
@@ -39,7 +40,6 @@ class Calibration:
             raise ValueError('calibration needs at least one batch')
         self.model, self.run, self.batches, self.part, self.calls = model, run, batches, part, calls
 
-    @torch.no_grad()
     def __call__(self, norms: Sequence[_BatchNorm], fixed: bool = False) -> List[Statistics]:
         """Mean over the batches of all ranks of each norm's input mean and unbiased variance.
 
@@ -53,56 +53,87 @@ class Calibration:
         Raises:
             NotReached: If a norm is not reached by any batch of any rank; on all ranks.
         """
-        found: Dict[nn.Module, List[Tensor]] = {norm: [] for norm in norms}
+        found = Found(norms)
+        self.visit(found.looks, norms, () if fixed else norms)
+        return found.means()
+
+    def visit(self, looks: Mapping[nn.Module, Look], wanted: Collection[nn.Module],
+              training: Sequence[_BatchNorm] = (), after: Callable[[], bool] = lambda: True) -> None:
+        """Put the batches through the model, each as far as all wanted modules have been called.
+
+        Args:
+            looks (Mapping[nn.Module, callable]): Take the arguments of a module before each of its calls.
+            wanted (Collection[nn.Module]): Some of these modules; others may become unwanted between two batches.
+            training (Sequence[_BatchNorm]): Norms that work in train mode meanwhile.
+            after (callable, optional): Called after each batch; False ends it.
+        """
         calls: Dict[Optional[nn.Module], int] = {}
 
-        def called(module: Optional[nn.Module], of: Sequence[nn.Module]) -> None:
+        def called(module: Optional[nn.Module], of: Collection[nn.Module]) -> None:
             calls[module] = calls.get(module, 0) + 1
             if all(calls.get(other, 0) >= self.calls for other in of):
                 raise Stop
 
-        def look(norm: nn.Module, inputs: Tuple[Tensor, ...]) -> None:
-            found[norm].append(torch.cat(batch_statistics(inputs[0])))
-            called(norm, norms)
+        def see(module: nn.Module, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
+            looks[module](args, kwargs)
+            called(module, wanted)
 
-        hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+        # in front of an op, first of all: other hooks may change its arguments, and will again when it is run on them
+        hooks = [module.register_forward_pre_hook(see, prepend=not isinstance(module, _BatchNorm), with_kwargs=True)
+                 for module in looks]
         if self.part is not None:
             hooks.append(self.part.register_forward_hook(lambda part, inputs, output: called(part, [part])))
-        try:
-            with untouched(self.model):
-                for norm in norms:
-                    norm.training = norm.training or not fixed
-                for batch in self.batches:
-                    calls.clear()
-                    try:
-                        self.run(batch)
-                    except Stop:
-                        pass
-                    except Exception:
-                        # a step that needs gradients between two passes (adversarial training): the first counts
-                        if not calls.get(self.part):
-                            raise
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return _means(norms, found)
+        with passes(hooks, self.model) as through:
+            for norm in training:
+                norm.training = True
+            for batch in self.batches:
+                calls.clear()
+                try:
+                    through(self.run, batch)
+                except Exception:
+                    # a step that needs gradients between two passes (adversarial training): the first counts
+                    if not calls.get(self.part):
+                        raise
+                if not after():
+                    break
 
 
-def _means(norms: Sequence[_BatchNorm], found: Dict[nn.Module, List[Tensor]]) -> List[Statistics]:
-    """Means over all passes of all ranks, in one communication: ranks may have found different numbers."""
-    device = norms[0].weight.device
-    rows = [torch.stack(found[norm]).sum(0).to(device) if found[norm] else
-            torch.zeros(2 * norm.num_features, dtype=torch.float64, device=device) for norm in norms]
-    table = torch.cat([torch.tensor([len(found[norm]) for norm in norms], dtype=torch.float64, device=device), *rows])
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(table)
-    counts, *sums = table.split([len(norms), *(len(row) for row in rows)])
-    missed = int((counts == 0).sum())
-    if missed:
-        raise NotReached(f'{missed} of {len(norms)} batch norms to calibrate were not reached by the forward pass of '
-                         'any batch')
-    return [Statistics(*(total / count).to(norm.weight.device).chunk(2))
-            for norm, total, count in zip(norms, sums, counts)]
+class Found:
+    """Statistics of the inputs of norms, as they come.
+
+    Args:
+        norms (Sequence[_BatchNorm]): In the order that they are asked for.
+    """
+
+    def __init__(self, norms: Sequence[_BatchNorm]) -> None:
+        self._found: Dict[_BatchNorm, List[Tensor]] = {norm: [] for norm in norms}
+        self.looks: Dict[nn.Module, Look] = {norm: partial(self._look, norm) for norm in norms}
+
+    def _look(self, norm: nn.Module, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
+        self._found[norm].append(torch.cat(batch_statistics(args[0])))
+
+    def means(self) -> List[Statistics]:
+        """Means over all passes of all ranks, in one communication: ranks may have found different numbers.
+
+        Raises:
+            NotReached: If a norm was not reached by any batch of any rank; on all ranks.
+        """
+        norms = list(self._found)
+        device = norms[0].weight.device
+        numbers = torch.tensor([len(values) for values in self._found.values()], dtype=torch.float64, device=device)
+        rows = [torch.stack(values).sum(0).to(device) if values else
+                torch.zeros(2 * norm.num_features, dtype=torch.float64, device=device)
+                for norm, values in self._found.items()]
+        table = torch.cat([numbers, *rows])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(table)
+        counts, *sums = table.split([len(norms), *(len(row) for row in rows)])
+        missed = int((counts == 0).sum())
+        if missed:
+            raise NotReached(f'{missed} of {len(norms)} batch norms to calibrate were not reached by the forward pass '
+                             'of any batch')
+        return [Statistics(*(total / count).to(norm.weight.device).chunk(2))
+                for norm, total, count in zip(norms, sums, counts)]
 
 
 def batch_statistics(x: Tensor) -> Tuple[Tensor, Tensor]:
@@ -113,7 +144,6 @@ def batch_statistics(x: Tensor) -> Tuple[Tensor, Tensor]:
     return mean.double(), var.double()
 
 
-@torch.no_grad()
 def eval_output(model: nn.Module, part: nn.Module, run: Callable[[Any], Any], batch: Any) -> List[Tensor]:
     """Output of a part of the model on a batch, the part in eval mode, what is in front as it is.
 
@@ -132,16 +162,9 @@ def eval_output(model: nn.Module, part: nn.Module, run: Callable[[Any], Any], ba
         found.extend(tensors_in(output))
         raise Stop
 
-    hook = part.register_forward_hook(look)
-    try:
-        with untouched(model, part):
-            part.eval()
-            try:
-                run(batch)
-            except Stop:
-                pass
-    finally:
-        hook.remove()
+    with passes([part.register_forward_hook(look)], model, part) as through:
+        part.eval()
+        through(run, batch)
     return found
 
 

@@ -1,9 +1,11 @@
 """Statistics of blocks that stay fixed between updates, and the mode of a run that goes on."""
-from typing import Sequence
+from typing import Callable, List, Sequence
 
-from mmdyrep.dynamics import Calibration
-from mmdyrep.dynamics.calibration import NotReached
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmdyrep.dynamics import NotReached
 from mmdyrep.models import DyRepBackbone
+from mmdyrep.reparam import Statistics
 from mmdyrep.reparam.online import norms_in
 from mmdyrep.reparam.statistics import restate
 from mmdyrep.reparam.surgery import outer_blocks
@@ -12,27 +14,26 @@ from .ema import Averaged
 from .history import History
 
 
-def calibrate(backbone: DyRepBackbone, copies: Sequence[Averaged], measure: Calibration) -> None:
-    """Give the norms of all blocks the statistics of now, in one pass over the batches; the function is kept.
+def calibrate(backbone: DyRepBackbone, copies: Sequence[Averaged],
+              measure: Callable[[Sequence[_BatchNorm]], List[Statistics]]) -> None:
+    """With ``online``, give the norms of all blocks the statistics of now; the function is kept.
 
     Frozen blocks are left alone. If no batch reaches one of the norms, all keep what they have.
 
     Args:
-        backbone (DyRepBackbone): With ``online``.
+        backbone (DyRepBackbone): Any.
         copies (Sequence[Averaged]): Averaged copies, which follow.
-        measure (Calibration): On the kept batches.
+        measure (callable): Measures norms, none without ``online``, in the mode that they are in; called once.
     """
-    norms = [norm for block in outer_blocks(backbone).values() for norm in norms_in(block)
-             if norm.weight.requires_grad]
-    if not norms:
-        return
+    blocks = outer_blocks(backbone).values() if backbone.online else ()
+    norms = [norm for block in blocks for norm in norms_in(block) if norm.weight.requires_grad]
     try:
-        found = measure(norms, fixed=True)
+        found = measure(norms)
     except NotReached:
         return
     for norm, statistics in zip(norms, found):
         restate(norm, statistics)
-    for copy in copies:
+    for copy in copies if norms else ():
         copy.take_statistics(backbone)
 
 

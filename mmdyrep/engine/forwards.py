@@ -10,11 +10,9 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmdyrep.dynamics.calibration import Stop
+from mmdyrep.dynamics.passes import Run, Stop, passes
 from mmdyrep.models.finding import unwrapped
 from mmdyrep.reparam.untouched import untouched
-
-Run = Callable[[Any], Any]
 
 
 def runner_forward(runner: Runner, model: Optional[nn.Module] = None, exact: bool = False,
@@ -158,13 +156,6 @@ def first_call(model: nn.Module, backbone: nn.Module, run: Run, batch: Any) -> O
         calls.append((args, kwargs))
         raise Stop
 
-    hook = backbone.register_forward_pre_hook(look, with_kwargs=True)
-    try:
-        with torch.no_grad(), untouched(model):
-            try:
-                run(batch)
-            except Stop:
-                pass
-    finally:
-        hook.remove()
+    with passes([backbone.register_forward_pre_hook(look, with_kwargs=True)], model) as through:
+        through(run, batch)
     return calls[0] if calls else None

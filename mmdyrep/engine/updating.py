@@ -3,6 +3,7 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from mmdyrep.dynamics import (
     Calibration,
+    Inputs,
     Key,
     Moment,
     NotReached,
@@ -129,13 +131,19 @@ def update(round_: Round, scores: Mapping[Key, float], policy: Policy, moment: M
     """
     begin = time.perf_counter()
     backbone, batches = round_.backbone, round_.batches
-    measure = Calibration(round_.model, round_.run, batches, backbone, round_.calls) if batches else None
+    inputs = None
+    if batches:
+        inputs = Inputs(Calibration(round_.model, round_.run, batches, backbone, round_.calls), backbone)
     watch = _DriftWatch(round_, policy.tolerance)
     if not watch.sound:
         scores = dict.fromkeys(scores, math.nan)
-    elif measure and backbone.online:
-        calibrate(backbone, round_.copies, measure)
     ranking = rank(scores)
+    limits = budget(backbone, round_.shape, policy.max_macs_ratio)
+    if watch.sound and inputs:
+        foreseen = [parts(key)[0] for key in pick(ranking.ranked, policy.num_grow, *limits).chosen]
+        foreseen += [name for name, _ in _cuts(round_, policy, uncut)]
+        with _naming('calibrating'):
+            calibrate(backbone, round_.copies, partial(inputs.collect, list(dict.fromkeys(foreseen))))
     entry: Dict[str, Any] = {
         'scores': [[written(key), scores[key]] for key in ranking.ranked],
         'unscored': [written(key) for key in ranking.unscored], 'tied': [written(key) for key in ranking.tied],
@@ -143,16 +151,16 @@ def update(round_: Round, scores: Mapping[Key, float], policy: Policy, moment: M
 
     def grow(key: Key) -> bool:
         with _passing_over(round_, key, entry):
-            name, branches = _expand(round_, key, moment, measure)
+            name, branches = _expand(round_, key, moment, inputs)
             entry['grown'].append({'op': name, 'score': scores[key], 'branches': branches})
             watch.look('expanding', name, entry)
             return True
         return False
 
-    choice = pick(ranking.ranked, policy.num_grow, *budget(backbone, round_.shape, policy.max_macs_ratio), take=grow)
+    choice = pick(ranking.ranked, policy.num_grow, *limits, take=grow)
     entry['over_budget'] = [written(key) for key in choice.over_budget]
-    if watch.sound and policy.threshold is not None:
-        _cut(round_, policy, measure, uncut, entry, watch)
+    if watch.sound:
+        _cut(round_, policy, inputs, uncut, entry, watch)
     entry.update(cost(round_.model, backbone, round_.shape), drift=watch.drifts[0] if watch.drifts else None)
     if round_.copies:
         entry['drift_ema'] = max(watch.drifts[1:]) if watch.drifts else None
@@ -222,30 +230,41 @@ def written(key: Key) -> str:
     return key if isinstance(key, str) else f'{key[0]} by {key[1]}'
 
 
-def _expand(round_: Round, key: Key, moment: Moment, measure: Optional[Calibration]) -> Tuple[str, List[str]]:
+def _expand(round_: Round, key: Key, moment: Moment, inputs: Optional[Inputs]) -> Tuple[str, List[str]]:
     name, wanted = parts(key)
     with _naming(f'expanding {name}'):
-        branches = round_.backbone.expand(name, wanted, generator=moment.generator(written(key)), measure=measure)
+        branches = round_.backbone.expand(name, wanted, generator=moment.generator(written(key)),
+                                          measure=inputs and inputs.of(name))
         for copy in round_.copies:
             copy.expand(round_.backbone, name, branches)
     return name, branches
 
 
-def _cut(round_: Round, policy: Policy, measure: Optional[Calibration], uncut: Collection[str],
-         entry: Dict[str, Any], watch: _DriftWatch) -> None:
+def _cuts(round_: Round, policy: Policy, uncut: Collection[str]) -> Iterator[Tuple[str, List[str]]]:
+    """Blocks that are to lose branches, and which, as they are when it is their turn.
+
+    Inner blocks come first: an outer branch may go with all that is nested in it.
+    """
+    if policy.threshold is None:
+        return
     backbone = round_.backbone
-    # inner blocks first: an outer branch may go with all that is nested in it
     for name in reversed(list(blocks_of(backbone))):
         block = blocks_of(backbone).get(name)
         if block is None or name in uncut or not next(block.parameters()).requires_grad:
             continue
-        importances = importance(block)
-        branches = redundant(importances, policy.threshold, policy.bound, policy.unbiased)
-        if not branches:
-            continue
+        branches = redundant(importance(block), policy.threshold, policy.bound, policy.unbiased)
+        if branches:
+            yield name, branches
+
+
+def _cut(round_: Round, policy: Policy, inputs: Optional[Inputs], uncut: Collection[str], entry: Dict[str, Any],
+         watch: _DriftWatch) -> None:
+    backbone = round_.backbone
+    for name, branches in _cuts(round_, policy, uncut):
+        importances = importance(backbone.get_submodule(name))
         with _passing_over(round_, name, entry):
             with _naming(f'removing {", ".join(branches)} from {name}'):
-                backbone.remove(name, branches, measure=measure)
+                backbone.remove(name, branches, measure=inputs and inputs.of(name))
                 for copy in round_.copies:
                     copy.remove(backbone, name, branches)
             values = list(importances.values())

@@ -4,6 +4,7 @@ import socket
 import time
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from mmdyrep.dynamics import METRICS, Calibration, Moment, build_metric
+from mmdyrep.dynamics import METRICS, Calibration, Inputs, Moment, build_metric, inputs
 from tests.images import fashion
 from tests.test_dynamics.small_network import SmallNetwork
 
@@ -29,7 +30,17 @@ def measure(rank: int):
         saliency.observe(net.ops())
     batches = [fashion(8, start=100 * rank, dtype=torch.float64)[0]]
     scores = saliency.scores(NAMES, Moment(0, 0))
-    return scores, saliency.counts, Calibration(net, net, batches)([net.bn1, net.bn4]), second_order(rank)
+    return scores, saliency.counts, Calibration(net, net, batches)([net.bn1, net.bn4]), second_order(rank), kept(rank)
+
+
+def kept(rank: int):
+    """Ops whose inputs are kept: those of the second rank, twice as many, would be too much."""
+    net, batch = SmallNetwork().double(), fashion(8 * (1 + rank), dtype=torch.float64)[0]
+    shared = Inputs(Calibration(net, net, [batch] * 8), net)
+    # conv2 has an input of 6 x 14 x 14, conv4 one of 8 x 7 x 7
+    with patch.object(inputs, 'FREE', 8 * 8 * 12 * (6 * 196 + 8 * 49)):
+        shared.collect(['conv4', 'conv2'])
+    return list(shared._kept)
 
 
 def second_order(rank: int):
@@ -70,14 +81,16 @@ def test_ranks_agree_on_the_mean_over_all_of_them(tmp_path):
     together = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     assert together[0][0] == together[1][0]
     for name in NAMES:
-        counts = [counts[name] for _, counts, _, _ in alone]
+        counts = [counts[name] for _, counts, *_ in alone]
         wanted = sum(scores[name] * count for (scores, *_), count in zip(alone, counts)) / sum(counts)
         assert together[0][0][name] == pytest.approx(wanted, rel=1e-12)
         # the second rank has two batches, each counts once
         wanted = (alone[0][3][name] + 2 * alone[1][3][name]) / 3
         assert together[0][3][name] == together[1][3][name] == pytest.approx(wanted, rel=1e-9)
+    assert [found[4] for found in alone] == [['conv4', 'conv2'], ['conv4']]
+    assert [found[4] for found in together] == [['conv4'], ['conv4']]
     for place in range(2):
         for part in range(2):
             wanted = (alone[0][2][place][part] + alone[1][2][place][part]) / 2
-            for _, _, statistics, _ in together:
+            for _, _, statistics, *_ in together:
                 torch.testing.assert_close(statistics[place][part], wanted)
