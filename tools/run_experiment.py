@@ -1,5 +1,6 @@
 """Run an experiment of the paper, at its size on a cluster or small on this machine, and report what came."""
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def main() -> None:
             names = update_page(args.work_dir / 'small', args.page)
         print(f'{args.page / "index.md"} has {len(names)} of {len(EXPERIMENTS)}: {", ".join(names)}')
         return
+    # as with an interrupt: the runs end with the tool
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with fail_readably():
         failed = perform(Request(ROOT, args.name, args.small, args.seeds, args.jobs, args.resume, args.report_only,
                                  args.work_dir, args.gpus, args.slurm, args.cfg_options))

@@ -83,9 +83,11 @@ def test_a_small_experiment_is_killed_goes_on_fails_in_part_and_is_reported(tmp_
             break
         time.sleep(0.2)
         assert begun.poll() is None
-    begun.send_signal(signal.SIGINT)
+    begun.send_signal(signal.SIGTERM)
     begun.wait(60)
     assert jobs[0].done and not jobs[2].done
+    # the training has ended with it
+    assert subprocess.run(['pgrep', '-f', f'train.py.*{tmp_path}']).returncode == 1
     first = (jobs[0].folder / RESULT).read_text()
 
     refused = run('table6', '--small', '--work-dir', tmp_path)
