@@ -1,5 +1,5 @@
 """The picture of an experiment."""
-from typing import Any, Callable, Dict, List, Mapping, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -42,12 +42,16 @@ def _dots(experiment: Experiment, table: Table, results: Sequence[Mapping[str, A
         labels = [f'{entry["row"]}, {entry["column"]}' if several else entry['row'] for entry in panel]
         axes.set_yticks(range(len(panel)), labels, fontsize=8, color=INK)
         axes.set_ylim(len(panel) - 0.5, -0.5)
-        # no less than a point wide: smaller differences shall look small
-        low, high = axes.get_xlim()
-        axes.set_xlim((low + high - max(high - low, 1)) / 2, (low + high + max(high - low, 1)) / 2)
+        axes.set_xlim(_wide(*axes.get_xlim()))
         _dress(axes, f'{NAMES[metric]} (%){_of_seeds(panel)}', '')
         axes.spines['left'].set_visible(False)
     return figure
+
+
+def _wide(low: float, high: float) -> Tuple[float, float]:
+    """No less than a point: smaller differences shall look small."""
+    more = max(1 - (high - low), 0) / 2
+    return low - more, high + more
 
 
 def _of_seeds(table: Table) -> str:
@@ -97,6 +101,7 @@ def _costs(experiment: Experiment, table: Table, results: Sequence[Mapping[str, 
     _dress(axes, f'MACs of the model, average over the training ({unit})', f'{NAMES[table[0]["metric"]]} (%)')
     axes.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(1.01, 1))
     axes.margins(0.08, 0.15)
+    axes.set_ylim(_wide(*axes.get_ylim()))
     axes.set_title(experiment.title, fontsize=9, color=INK, loc='left')
     return figure
 
