@@ -6,7 +6,7 @@ import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, Mapping, Union
+from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Union
 
 import torch
 
@@ -97,23 +97,47 @@ def write_checkpoint(path: PathLike, checkpoint: Dict[str, Any]) -> None:
     content = io.BytesIO()
     torch.save(checkpoint, content)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+        # no copy, either; where an error holds on to a getbuffer(), Python 3.12.1 crashes when it collects garbage
+        temporary.write_bytes(content.getvalue())
 
 
-def read_checkpoint(path: PathLike) -> Dict[str, Any]:
+def read_checkpoint(path: PathLike, key: Optional[str] = None,
+                    known: Sequence[str] = ('state_dict',)) -> Dict[str, Any]:
     """Read a checkpoint to the CPU, as a dict with ``state_dict``; a bare state dict gets one around it.
 
     Nothing in the file is run: it may hold tensors, plain Python and mmengine's few types.
+
+    Args:
+        path (str): The file.
+        key (str, optional): Entry of the file that holds the state dict. Defaults to the first that it has of `known`,
+            else the whole file.
+        known (Sequence[str]): Usual names of that entry.
 
     Raises:
         ValueError: If the file is broken, holds anything else (an :class:`UnsafeCheckpoint`) or is no checkpoint
             (a :class:`NoStateDict`), with its path.
         FileNotFoundError: If there is none.
     """
+    checkpoint = _read(path)
+    if not isinstance(checkpoint, dict):
+        raise NoStateDict(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+    if key is None:
+        key = next((name for name in known if name in checkpoint), None)
+    elif key not in checkpoint:
+        raise NoStateDict(f'{path} has no entry {key!r}, it has {sorted(map(str, checkpoint))[:8]}')
+    state = checkpoint if key is None else checkpoint[key]
+    entries = state if isinstance(state, Mapping) else {}
+    wrong = [key for key, value in entries.items() if not isinstance(value, torch.Tensor)]
+    if not entries or wrong:
+        raise NoStateDict(f'{path} holds no state dict' + (f': {wrong[0]!r} is no tensor' if wrong else ''))
+    return {'state_dict': checkpoint} if key is None else {**checkpoint, 'state_dict': state}
+
+
+def _read(path: PathLike) -> Any:
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at {path}')
     try:
-        checkpoint = load_harmless(path)
+        return load_harmless(path)
     except UnsafeContent as error:
         raise UnsafeCheckpoint(
             f'{path} holds {error}, which could run code when it is read, so it is not read. If you trust the file, '
@@ -122,13 +146,3 @@ def read_checkpoint(path: PathLike) -> Dict[str, Any]:
     except Exception as error:
         raise ValueError(f'{path} can not be read as a checkpoint ({type(error).__name__}: {error}). '
                          'Was it written completely?') from error
-    if not isinstance(checkpoint, dict):
-        raise NoStateDict(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
-    if 'state_dict' not in checkpoint:
-        checkpoint = {'state_dict': checkpoint}
-    state = checkpoint['state_dict']
-    entries = state if isinstance(state, Mapping) else {}
-    wrong = [key for key, value in entries.items() if not isinstance(value, torch.Tensor)]
-    if not entries or wrong:
-        raise NoStateDict(f'{path} holds no state dict' + (f': {wrong[0]!r} is no tensor' if wrong else ''))
-    return checkpoint

@@ -70,7 +70,7 @@ def ranks_config(folder: Optional[Path] = None, comm_hook: bool = False, by_epoc
 
 def read_ranks(folder: Path, ranks: int = 2) -> List[Dict[str, Any]]:
     """What `WatchRanks` has written."""
-    return [torch.load(folder / f'rank_{rank}.pth') for rank in range(ranks)]
+    return [torch.load(folder / f'rank_{rank}.pth', weights_only=False) for rank in range(ranks)]
 
 
 @HOOKS.register_module()

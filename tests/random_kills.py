@@ -110,7 +110,8 @@ def unequal(straight: Path, resumed: Path, which: str = '*.pth') -> List[str]:
     found = differences(run_files(straight), run_files(resumed), 'files')
     # a run killed between writing and deleting keeps one more than max_keep_ckpts
     for path in sorted(straight.glob(which)):
-        left, right = (torch.load(folder / path.name, map_location='cpu') for folder in (straight, resumed))
+        left, right = (torch.load(folder / path.name, map_location='cpu', weights_only=False)
+                       for folder in (straight, resumed))
         for key in SAVED:
             found += differences(*(without_seconds(part.get(key)) if key == 'dyrep' else part.get(key)
                                    for part in (left, right)), f'{path.name}: {key}')

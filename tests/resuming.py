@@ -50,7 +50,8 @@ def killed_and_resumed(cfg: Config, folder: Path, kill_at: int = KILL_AT) -> Lis
     assert 'resumed epoch' in resumed.stdout
     last = 'epoch_4.pth' if cfg.train_cfg.by_epoch else 'iter_32.pth'
     assert len(list((folder / 'resumed').glob('20*'))) == 2
-    left, right = (torch.load(folder / run / last, map_location='cpu') for run in ('straight', 'resumed'))
+    left, right = (torch.load(folder / run / last, map_location='cpu', weights_only=False)
+                   for run in ('straight', 'resumed'))
     assert set(left) == set(right)
     found = [line for key in SAVED if key in left
              for line in differences(without_seconds(left[key]) if key == 'dyrep' else left[key],

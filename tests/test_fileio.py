@@ -238,7 +238,7 @@ def test_importing_the_hooks_lets_any_torch_load_the_checkpoints_of_mmengine(tmp
     import mmdyrep  # noqa: F401
     torch.save({'buffer': HistoryBuffer([1., 2.], [1, 1])}, tmp_path / 'a.pth')
     # what mmengine does: since torch 2.6 with weights_only=True
-    assert torch.load(tmp_path / 'a.pth', map_location='cpu')['buffer'].mean() == 1.5
+    assert torch.load(tmp_path / 'a.pth', map_location='cpu', weights_only=False)['buffer'].mean() == 1.5
 
 
 def test_missing_checkpoint(tmp_path):

@@ -85,7 +85,7 @@ def fuse_checkpoint(config: Config, checkpoint: PathLike, out: PathLike, *, out_
     fused = copy.deepcopy(model)
     fused.get_submodule(name).switch_to_deploy()
     plain = build_model(plain_cfg)
-    _strict(plain, fused.state_dict(), 'the plain network of the config does not take the fused weights')
+    load_strictly(plain, fused.state_dict(), 'the plain network of the config does not take the fused weights')
 
     x, described = _images(plain_cfg, plain, images) if images else _noise(backbone)
     model.eval()
@@ -126,11 +126,16 @@ def weights_of(checkpoint: Dict[str, Any], raw: bool, path: PathLike) -> Dict[st
 
 def _load(cfg: Config, state: Dict[str, Tensor], path: PathLike) -> nn.Module:
     model = build_model(cfg)
-    _strict(model, state, f'{path} does not fit the model of {cfg.filename or "the config"}')
+    load_strictly(model, state, f'{path} does not fit the model of {cfg.filename or "the config"}')
     return model
 
 
-def _strict(model: nn.Module, state: Dict[str, Tensor], message: str) -> None:
+def load_strictly(model: nn.Module, state: Dict[str, Tensor], message: str) -> None:
+    """Load a state dict that must fit.
+
+    Raises:
+        ValueError: With the message and a few of the keys that do not fit.
+    """
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:

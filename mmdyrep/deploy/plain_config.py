@@ -10,7 +10,7 @@ from mmdyrep.engine import DyRepHook, RandomStateHook
 from mmdyrep.models import DyRepBackbone
 
 # What only training needs: the structure comes with the checkpoint, the files may be elsewhere by now.
-STARTING_POINTS = ('structure', 'static', 'pretrained', 'init_cfg')
+STARTING_POINTS = ('structure', 'static', 'keep_norm', 'pretrained', 'init_cfg')
 # What backbones with a re-parameterization of their own call their deploy form.
 DEPLOY_FORMS = ('deploy', 'small_kernel_merged')
 # Hooks that have nothing to do any more.

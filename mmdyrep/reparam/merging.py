@@ -1,6 +1,6 @@
 """A block that is linear, since all its norms work with running statistics, runs as one convolution."""
-from contextlib import contextmanager, nullcontext
-from typing import Any, ContextManager, Iterator, List, Optional, Tuple
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch.nn.modules import module as modules
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import constant, merged
+from .autocast import autocast_dtype, without_autocast
 from .geometry import Geometry
 from .kernels import Kernel
 from .merged import Conv, Norm, Part, Parts
@@ -134,15 +135,6 @@ def merge(parts: Parts, dtype: torch.dtype) -> Kernel:
         return Kernel(kernel.weight.to(dtype), kernel.bias.to(dtype))
 
 
-def without_autocast() -> ContextManager:
-    """Operations run in the precision of their arguments."""
-    if torch.is_autocast_enabled():
-        return torch.autocast('cuda', enabled=False)
-    if torch.is_autocast_cpu_enabled():
-        return torch.autocast('cpu', enabled=False)
-    return nullcontext()
-
-
 # ---------------------------------------------------------------------- the convolution
 
 def convolve(x: Tensor, kernel: Kernel, geometry: Geometry) -> Tensor:
@@ -223,15 +215,6 @@ def _dear(block: nn.Module, x: Tensor) -> bool:
     return '1x1_kxk' in block.branches and 0 < x.shape[0] * height * width < geometry.in_channels // geometry.groups
 
 
-def _autocast_dtype(x: Tensor) -> Optional[torch.dtype]:
-    """Precision that autocast gives to convolutions of ``x``; None where it is off."""
-    if x.is_cuda and torch.is_autocast_enabled():
-        return torch.get_autocast_gpu_dtype()
-    if x.device.type == 'cpu' and torch.is_autocast_cpu_enabled():
-        return torch.get_autocast_cpu_dtype()
-    return None
-
-
 def run(block: nn.Module, x: Tensor) -> Optional[Tensor]:
     """Output of a block as one convolution, differentiable; None if it has to run branch by branch.
 
@@ -258,7 +241,7 @@ def run(block: nn.Module, x: Tensor) -> Optional[Tensor]:
     constant.forget(block)
     if _dear(block, x):
         return None
-    dtype = _autocast_dtype(x)
+    dtype = autocast_dtype(x.device)
     if dtype is not None and own != torch.float64:
         x, own = x.to(dtype), dtype
     return _Convolution.apply(x, _form(parts), own, *tensors)

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import merging
+from .autocast import without_autocast
 from .statistics import Statistics, restate
 
 
@@ -42,7 +42,7 @@ def settle(block: nn.Module, x: Tensor) -> None:
 
     hooks = [norm.register_forward_pre_hook(look) for norm in norms]
     try:
-        with merging.without_autocast():
+        with without_autocast():
             block.branchwise(x.detach().to(block.scale.dtype))
     finally:
         for hook in hooks:

@@ -11,7 +11,10 @@ from mmengine.registry import MODELS
 
 from mmdyrep.deploy import fuse_checkpoint
 from mmdyrep.fileio import read_checkpoint
+from mmdyrep.models.building import build_model
+from mmdyrep.reparam import blocks_of
 
+from ..backbones import unfriendly
 from ..runs import ROOT, needs_images
 from .conftest import CONFIG
 
@@ -29,7 +32,7 @@ def logits(model):
 
 def test_plain_network_takes_it_strictly_and_gives_the_same_logits(cfg, augmented, checkpoint, tmp_path):
     report = fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth', out_config=tmp_path / 'plain.py')
-    fused = torch.load(tmp_path / 'fused.pth')
+    fused = torch.load(tmp_path / 'fused.pth', weights_only=False)
     for config in (tmp_path / 'plain.py', ROOT / 'configs' / 'small' / 'resnet18-w8_b64_fashion-mnist.py'):
         model = plain_model(config)
         assert not hasattr(model.backbone, 'candidates')
@@ -41,7 +44,7 @@ def test_plain_network_takes_it_strictly_and_gives_the_same_logits(cfg, augmente
 
 def test_meta_tells_classes_and_origin_and_there_is_no_optimizer(cfg, checkpoint, augmented, tmp_path):
     fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth')
-    fused = torch.load(tmp_path / 'fused.pth')
+    fused = torch.load(tmp_path / 'fused.pth', weights_only=False)
     assert set(fused) == {'meta', 'state_dict'}
     meta = fused['meta']
     assert meta['dataset_meta'] == {'classes': ['shirt', 'coat']} and meta['epoch'] == 3
@@ -52,7 +55,8 @@ def test_meta_tells_classes_and_origin_and_there_is_no_optimizer(cfg, checkpoint
 def test_average_by_default_and_raw_weights_when_asked_for(cfg, checkpoint, augmented, tmp_path):
     fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth')
     fuse_checkpoint(cfg, checkpoint, tmp_path / 'raw.pth', raw_weights=True)
-    average, raw = (torch.load(tmp_path / name)['state_dict']['head.fc.bias'] for name in ('fused.pth', 'raw.pth'))
+    average, raw = (torch.load(tmp_path / name, weights_only=False)['state_dict']['head.fc.bias']
+                    for name in ('fused.pth', 'raw.pth'))
     assert torch.equal(average, augmented.head.fc.bias)
     torch.testing.assert_close(raw, average + 0.01)
 
@@ -67,7 +71,7 @@ def test_raw_weights_of_a_run_without_ema_are_refused(cfg, augmented, tmp_path):
 
 def test_backbone_alone_is_what_init_cfg_takes(cfg, checkpoint, augmented, tmp_path):
     fuse_checkpoint(cfg, checkpoint, tmp_path / 'backbone.pth', backbone_only=True)
-    state = torch.load(tmp_path / 'backbone.pth')['state_dict']
+    state = torch.load(tmp_path / 'backbone.pth', weights_only=False)['state_dict']
     backbone = MODELS.build(dict(cfg.model.backbone.backbone, init_cfg=dict(
         type='Pretrained', checkpoint=str(tmp_path / 'backbone.pth'))))
     assert set(state) == set(backbone.state_dict())
@@ -85,10 +89,20 @@ def test_files_that_the_training_started_from_are_not_needed(cfg, checkpoint, tm
     assert read_checkpoint(tmp_path / 'fused.pth')
 
 
+def test_blocks_without_a_norm_behind_are_fused_by_the_config_of_their_training(cfg, tmp_path):
+    cfg.model.backbone.update(space='repvgg', static=True, keep_norm=False)
+    model = build_model(cfg)
+    for block in blocks_of(model.backbone).values():
+        unfriendly(block, 1)
+    torch.save(model.state_dict(), tmp_path / 'trained.pth')
+    report = fuse_checkpoint(cfg, tmp_path / 'trained.pth', tmp_path / 'fused.pth')
+    assert report.structure == model.backbone.structure and report.relative < 1e-4
+
+
 def test_plain_checkpoint_stays_what_it_is(cfg, checkpoint, tmp_path):
     fuse_checkpoint(cfg, checkpoint, tmp_path / 'once.pth')
     report = fuse_checkpoint(cfg, tmp_path / 'once.pth', tmp_path / 'twice.pth')
-    once, twice = (torch.load(tmp_path / name)['state_dict'] for name in ('once.pth', 'twice.pth'))
+    once, twice = (torch.load(tmp_path / name, weights_only=False)['state_dict'] for name in ('once.pth', 'twice.pth'))
     assert all(torch.equal(once[key], twice[key]) for key in once)
     assert report.structure['ops'] == {} and report.difference == 0
 

@@ -44,7 +44,7 @@ def test_plain_config_and_checkpoint_are_the_deploy_form(name, tmp_path):
     report = fuse_checkpoint(cfg, path, tmp_path / 'plain.pth', out_config=tmp_path / 'plain.py')
     assert len(report.structure['ops']) == 2 and report.relative < 1e-4
     plain = MODELS.build(Config.fromfile(tmp_path / 'plain.py').model).eval()
-    plain.load_state_dict(torch.load(tmp_path / 'plain.pth')['state_dict'], strict=True)
+    plain.load_state_dict(torch.load(tmp_path / 'plain.pth', weights_only=False)['state_dict'], strict=True)
     x = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(plain(x), model(x), rtol=1e-3, atol=1e-4)

@@ -78,7 +78,7 @@ def test_ranks_agree_on_the_mean_over_all_of_them(tmp_path):
         pytest.skip('needs gloo')
     alone = [measure(rank) for rank in range(2)]
     mp.spawn(work, (str(tmp_path), free_port()), nprocs=2)
-    together = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
+    together = [torch.load(tmp_path / f'{rank}.pth', weights_only=False) for rank in range(2)]
     assert together[0][0] == together[1][0]
     for name in NAMES:
         counts = [counts[name] for _, counts, *_ in alone]

@@ -18,7 +18,7 @@ WRAPPER = dict(type='MMDistributedDataParallel', find_unused_parameters=True, br
 
 def saved_differences(left: Path, right: Path) -> list:
     """Differences between two checkpoints, times left out."""
-    first, second = (torch.load(path, map_location='cpu') for path in (left, right))
+    first, second = (torch.load(path, map_location='cpu', weights_only=False) for path in (left, right))
     assert set(first) == set(second)
     return [line for key in SAVED if key in first
             for line in differences(without_seconds(first[key]) if key == 'dyrep' else first[key],

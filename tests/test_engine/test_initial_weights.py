@@ -63,7 +63,7 @@ def test_every_parameter_is_stepped_and_a_resume_goes_on(tmp_path: Path, augment
     block = first.model.backbone.get_submodule(OP)
     state = first.optim_wrapper.optimizer.state
     assert all(parameter in state for parameter in block.parameters())
-    start = torch.load(augmented)['state_dict'][f'backbone.{OP}.branches.1x1.conv.weight']
+    start = torch.load(augmented, weights_only=False)['state_dict'][f'backbone.{OP}.branches.1x1.conv.weight']
     assert not torch.equal(block.branches['1x1'].conv.weight, start)
     cfg.train_cfg.max_epochs = 2
     cfg.resume = True

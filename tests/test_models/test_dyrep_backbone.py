@@ -238,7 +238,7 @@ def test_pickle_opens_in_another_process(tmp_path):
     net = wrapped(SMALL)
     net.expand(OP, ['1x1'])
     torch.save(net, tmp_path / 'net.pth')
-    code = ('import sys, torch; net = torch.load(sys.argv[1]); '
+    code = ('import sys, torch; net = torch.load(sys.argv[1], weights_only=False); '
             'print(type(net).__name__, net.structure["ops"], net.expand("conv1")[0])')
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'net.pth')], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -120,7 +120,7 @@ def test_run_that_loads_an_augmented_checkpoint_without_the_hook_ends_before_its
     run = runner(classifier(), tmp_path, 'guarded', load_from=augmented)
     with pytest.raises(RuntimeError, match=r'5 trainable parameters.*pretrained=<the augmented checkpoint>'):
         run.train()
-    saved = torch.load(augmented)['state_dict']
+    saved = torch.load(augmented, weights_only=False)['state_dict']
     state = run.model.state_dict()
     assert run.iter == 0 and all(torch.equal(value, state[key]) for key, value in saved.items()
                                  if 'running' not in key and 'num_b' not in key)
@@ -137,7 +137,7 @@ def test_ways_out_that_the_message_names(tmp_path, augmented, way):
         more['custom_hooks'] = [dict(type='DyRepHook', interval=5)]
     run = runner(classifier(**settings), tmp_path, way, **more)
     run.train()
-    saved, state = torch.load(augmented)['state_dict'], run.model.state_dict()
+    saved, state = torch.load(augmented, weights_only=False)['state_dict'], run.model.state_dict()
     moved = f'backbone.{OP}.branches.1x1.conv.weight'
     assert run.iter == 2 and not torch.equal(saved[moved], state[moved])
     assert isinstance(run.model.backbone, DyRepBackbone)

@@ -239,7 +239,7 @@ def test_torchvision_network_takes_pretrained_files(tmp_path):
     torch.save(unfriendly(zoo.resnet18()).state_dict(), tmp_path / 'r18.pth')
     net = DyRepBackbone(zoo.resnet18(), pretrained=str(tmp_path / 'r18.pth'))
     net.init_weights()
-    saved = torch.load(tmp_path / 'r18.pth')
+    saved = torch.load(tmp_path / 'r18.pth', weights_only=False)
     assert all(torch.equal(value, saved[key]) for key, value in net.state_dict().items())
 
 

@@ -235,7 +235,7 @@ def test_function_transforms():
     assert all(error(a, b) < EXACT for a, b in zip(by.values(), grads(block(x), block)))
 
 
-@pytest.mark.parametrize('copied', [copy.deepcopy, lambda block: torch.load(dumped(block))])
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda block: torch.load(dumped(block), weights_only=False)])
 def test_copies_are_on_their_own(copied):
     block = full_block()
     block.make_norm = nn.BatchNorm2d

@@ -76,7 +76,7 @@ def test_a_random_network_keeps_its_function_from_rep_to_the_fused_checkpoint(ca
 
     torch.save(net.state_dict(), tmp_path / 'augmented.pth')
     fresh = DyRepBackbone(RandomNetwork(case, numbers=3), input_shape=inner.input_shape).eval()
-    fresh.load_state_dict(torch.load(tmp_path / 'augmented.pth'), strict=True)
+    fresh.load_state_dict(torch.load(tmp_path / 'augmented.pth', weights_only=False), strict=True)
     assert fresh.structure == net.structure and list(fresh.state_dict()) == list(net.state_dict())
     check('reloaded', fresh, wanted)
 

@@ -98,7 +98,8 @@ def test_trained_fused_and_the_same_predictions_by_the_apis(name, scenes, tmp_pa
         ' on 2 images of the test set')
 
     # neck and heads are what they were, to the byte
-    source, fused = (torch.load(path)['state_dict'] for path in (checkpoint, tmp_path / 'plain.pth'))
+    source, fused = (torch.load(path, weights_only=False)['state_dict']
+                     for path in (checkpoint, tmp_path / 'plain.pth'))
     rest = [key for key in source if not key.startswith('backbone.')]
     assert rest and rest == [key for key in fused if not key.startswith('backbone.')]
     assert all(source[key].numpy().tobytes() == fused[key].numpy().tobytes() for key in rest)

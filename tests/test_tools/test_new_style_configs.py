@@ -85,4 +85,4 @@ def test_trained_fused_and_tested_with_the_config_that_is_written(tmp_path):
     plain = runner_of(tmp_path / 'plain.py', tmp_path / 'b', load_from=str(tmp_path / 'plain.pth'))
     assert plain.test() == before
     assert type(plain.model.backbone) is ResNet_CIFAR
-    plain.model.load_state_dict(torch.load(tmp_path / 'plain.pth')['state_dict'], strict=True)
+    plain.model.load_state_dict(torch.load(tmp_path / 'plain.pth', weights_only=False)['state_dict'], strict=True)

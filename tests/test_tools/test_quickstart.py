@@ -27,8 +27,8 @@ def test_trains_fuses_tests_and_reports_and_a_second_call_uses_what_is_there(tmp
     assert accuracy[0] == accuracy[2], 'augmented and fused'
     for name in ('history.png', 'structure.png'):
         assert (tmp_path / 'run' / name).read_bytes()[1:4] == b'PNG'
-    weights = torch.load(tmp_path / 'run' / 'plain.pth')['state_dict']
+    weights = torch.load(tmp_path / 'run' / 'plain.pth', weights_only=False)['state_dict']
     second = call()
     assert 'expanded conv1' not in second and accuracy[0] in second
-    again = torch.load(tmp_path / 'run' / 'plain.pth')['state_dict']
+    again = torch.load(tmp_path / 'run' / 'plain.pth', weights_only=False)['state_dict']
     assert all(torch.equal(weights[key], again[key]) for key in weights)
