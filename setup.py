@@ -37,7 +37,7 @@ setup(
     },
     entry_points={'console_scripts': [
         f'mmdyrep-{name} = mmdyrep.commands:{name.replace("-", "_")}'
-        for name in ('train', 'test', 'fuse', 'wrap', 'complexity', 'plot-history', 'plot-structure')]},
+        for name in ('train', 'test', 'fuse', 'wrap', 'convert', 'complexity', 'plot-history', 'plot-structure')]},
     classifiers=[
         'Development Status :: 4 - Beta',
         'Intended Audience :: Science/Research',

@@ -32,6 +32,11 @@ def wrap() -> None:
     _run('wrap_config.py')
 
 
+def convert() -> None:
+    """``tools/convert_checkpoint.py``."""
+    _run('convert_checkpoint.py')
+
+
 def complexity() -> None:
     """``tools/analysis_tools/get_complexity.py``."""
     _run('analysis_tools/get_complexity.py')
