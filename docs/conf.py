@@ -4,20 +4,25 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / 'docs')]
+
+from notebooks import write_pages  # noqa: E402
+
+write_pages()
 
 project = 'mmdyrep'
 author = 'the authors of mmdyrep'
 copyright = author
 release = re.search(r"__version__ = '(.+?)'", (ROOT / 'mmdyrep' / 'version.py').read_text()).group(1)
 
-extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode', 'sphinx.ext.mathjax',
+extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode',
               'sphinx_copybutton']
-exclude_patterns = ['_build']
+# the pages of notebooks are made of them
+exclude_patterns = ['_build', '**.ipynb']
 html_theme = 'furo'
 html_title = f'mmdyrep {release}'
 
-myst_enable_extensions = ['dollarmath', 'colon_fence', 'deflist']
+myst_enable_extensions = ['colon_fence', 'deflist']
 myst_heading_anchors = 3
 copybutton_exclude = '.linenos, .gp, .go'
 
