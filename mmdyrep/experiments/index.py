@@ -84,11 +84,13 @@ EXPERIMENTS: Dict[str, Experiment] = {
         'Table 7: structures retrained from scratch',
         'DyRep-N is trained from the start with the structure that DyRep had after epoch N, of 600 in the paper, of '
         f'{EPOCHS} at small size; it stays as it is.',
-        full=[ORIGIN[0], *retrained('DyRep-200', DYREP[:1], 200, value=94.83, macs=466e6, parameters=18.2e6),
-              *retrained('DyRep-400', DYREP[:1], 400, value=95.04, macs=587e6, parameters=20.3e6),
-              *retrained('DyRep-600', DYREP[:1], 600, value=94.93, macs=766e6, parameters=24.4e6), DYREP[0]],
-        small=[vgg('Origin', 'plain'), *(run for epoch in (3, 6, 10)
-                                         for run in retrained(f'DyRep-{epoch}', [vgg('DyRep')], epoch)), vgg('DyRep')]),
+        full=[ORIGIN[0],
+              retrained('DyRep-200', DBB[0], DYREP[0], 200, value=94.83, macs=466e6, parameters=18.2e6),
+              retrained('DyRep-400', DBB[0], DYREP[0], 400, value=95.04, macs=587e6, parameters=20.3e6),
+              retrained('DyRep-600', DBB[0], DYREP[0], 600, value=94.93, macs=766e6, parameters=24.4e6), DYREP[0]],
+        small=[vgg('Origin', 'plain'),
+               *(retrained(f'DyRep-{epoch}', vgg('DBB', 'dbb'), vgg('DyRep'), epoch) for epoch in (3, 6, 10)),
+               vgg('DyRep')]),
     'table8': Experiment(
         'Table 8: four branches or seven',
         'ResNet-50 with DBB and DyRep, each in DBB\'s space of operations and in the larger one.',

@@ -1,5 +1,5 @@
 """Runs that the index is put together from."""
-from typing import Any, List, Mapping, Sequence
+from typing import Any, List, Mapping
 
 from .experiment import Run
 
@@ -47,7 +47,7 @@ def imagenet(row: str, network: str, kind: str, options: Mapping[str, Any] = {},
 
 def vgg(row: str, kind: str = 'dyrep', options: Mapping[str, Any] = {}, column: str = 'Fashion-MNIST') -> Run:
     """The small VGG-16."""
-    return Run(row, column, VGG[kind], {**SHORT, **_hook(kind, options), **options})
+    return Run(row, column, VGG[kind], {**SHORT, **_hook(kind), **options})
 
 
 def large(row: str, network: str, kind: str, options: Mapping[str, Any] = {}) -> Run:
@@ -55,18 +55,25 @@ def large(row: str, network: str, kind: str, options: Mapping[str, Any] = {}) ->
     inner = 'model.backbone.' + ('' if kind == 'plain' else 'backbone.')
     depth = {'ResNet-34': {inner + 'depth': 34}, 'ResNet-50': {inner + 'depth': 50, 'model.head.in_channels': 256}}
     return Run(row, network, LARGE[kind].format(FILES[network]),
-               {**SHORT, 'train_dataloader.dataset.indices': 800, **depth.get(network, {}), **_hook(kind, options),
+               {**SHORT, 'train_dataloader.dataset.indices': 800, **depth.get(network, {}), **_hook(kind),
                 **options})
 
 
-def _hook(kind: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    grown = kind == 'dyrep' and 'default_hooks.dyrep' not in options
-    return {HOOK + 'calibration_batches': 10} if grown else {}
+def _hook(kind: str) -> Mapping[str, Any]:
+    return {HOOK + 'calibration_batches': 10} if kind == 'dyrep' else {}
 
 
-def retrained(row: str, runs: Sequence[Run], epoch: int, **paper: float) -> List[Run]:
-    """Trainings of the structure that runs with DyRep had at an epoch, as it stays (Table 7)."""
-    return [Run(row, run.column, run.config,
-                {**{key: value for key, value in run.options.items() if not key.startswith(HOOK)},
-                 'default_hooks.dyrep': None, 'model.backbone.structure': f'{{structure:{epoch}}}'}, paper, before=run)
-            for run in runs]
+def retrained(row: str, static: Run, run: Run, epoch: int, **paper: float) -> Run:
+    """A training of the structure that a run with DyRep had at an epoch, as it stays (Table 7).
+
+    Args:
+        row (str): Its name.
+        static (Run): A training of the same network with blocks from the start, whose branches are replaced.
+        run (Run): With DyRep.
+        epoch (int): Whose structure is taken.
+        paper (float): The paper's figures.
+    """
+    blocks = {'static': False, 'keep_norm': True, 'space': 'dyrep', 'structure': f'{{structure:{epoch}}}'}
+    return Run(row, run.column, static.config,
+               {**static.options, **{f'model.backbone.{key}': value for key, value in blocks.items()}}, paper,
+               before=run)
