@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyrep.models import DyRepBackbone
 from mmdyrep.models.finding import find_backbone
+from mmdyrep.models.upkeep import leaves_out
 from mmdyrep.reparam import Block, Statistics
 from mmdyrep.reparam.block import restate
 from mmdyrep.reparam.kernels import Kernel, fuse_bn, of_conv
@@ -55,7 +56,7 @@ class Averaged:
             branches (Sequence[str]): Those that were added.
         """
         before = Kernel(*(part.clone() for part in of_conv(self.backbone.get_submodule(name))))
-        if self.backbone.leaves_out(name):
+        if leaves_out(self.backbone, name):
             before = fuse_bn(before, self.backbone.norm_behind(name))
         # a generator of its own: the random state of the training is not touched
         self.backbone.expand(name, list(branches), generator=torch.Generator())

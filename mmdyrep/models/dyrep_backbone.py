@@ -2,7 +2,7 @@
 import os
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
-import torch._dynamo
+import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from torch import nn
@@ -10,10 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyrep import reparam
 from mmdyrep.fileio import read_json
-from mmdyrep.reparam import Block, StructureError, eligible, left_out, structure as structures, surgery
+from mmdyrep.reparam import Block, StructureError, eligible, structure as structures, surgery
 
-from . import loading, starting
-from .guard import watch
+from . import loading, starting, upkeep
 from .norms import norm_maker
 from .probing import example_of, probe_backbone, probe_with
 from .reasons import reasons_of, require_branches, require_op
@@ -47,6 +46,8 @@ class DyRepBackbone(Extension):
             ``structure``, as DBB and RepVGG have it; the fused network has it. Defaults to True.
         online (bool): The statistics of blocks are fixed between updates, which calibrate them: blocks run as one
             convolution in training, too. Defaults to False, as in the paper.
+        branch_init (str or dict): What new branches start from: 'default', as PyTorch draws convolutions, 'normal', as
+            the paper's authors do, 'split', parts of the op's own kernel; or dict(type=one of them, settings).
 
     Example:
         >>> import torch
@@ -72,9 +73,9 @@ class DyRepBackbone(Extension):
     @classmethod
     def _make(cls, backbone, space='dyrep', static=False, structure=None, gamma_init=0.01, max_depth=2,
               norm_cfg=None, exclude=(), input_shape=None, pretrained=None, init_cfg=None, keep_norm=True,
-              online=False):
+              online=False, branch_init='default'):
         settings = checked(space, static, structure, gamma_init, max_depth, norm_cfg, exclude, input_shape, keep_norm,
-                           online)
+                           online, branch_init)
         if pretrained is not None and init_cfg is not None:
             raise ValueError('give pretrained or init_cfg, not both')
         if isinstance(structure, (str, os.PathLike)):
@@ -162,10 +163,6 @@ class DyRepBackbone(Extension):
         """Batch norm that reads the output of an op, nested or not; None where the op has a bias instead."""
         return reparam.norm_behind(self, name, self.survey.ops)
 
-    def leaves_out(self, name: str) -> bool:
-        """Whether the norm behind this op is not applied while it is a block (``keep_norm``)."""
-        return not self._dyrep.keep_norm and self.survey.ops.get(name) is not None
-
     # ------------------------------------------------------------------ Rep and Dep
 
     def expand(self, name: str, branches: Union[str, Sequence[str], None] = None, *,
@@ -233,7 +230,7 @@ class DyRepBackbone(Extension):
     def to_plain(self) -> nn.Module:
         """The backbone as configured, fused; this one is left as it is."""
         plain = reparam.fused_copy(self, self.survey.ops if self.structure['ops'] else {})
-        plain._settle()
+        upkeep.settle(plain)
         del plain._dyrep
         return plain.unwrap()
 
@@ -250,50 +247,28 @@ class DyRepBackbone(Extension):
     def _options(self) -> Dict[str, Any]:
         settings = self._dyrep
         return dict(gamma=1.0 if settings.static else settings.gamma_init, rescale=not settings.static,
-                    make_norm=norm_maker(settings.norm_cfg))
-
-    def _fix(self) -> None:
-        for block in surgery.outer_blocks(self).values() if self._dyrep.online else ():
-            block.fix()
-
-    def _settle(self) -> None:
-        # without a survey there is no block yet, and it is perhaps being made
-        if not self._dyrep.keep_norm and self._dyrep.survey is not None:
-            self._dyrep.left_out = left_out.settle(self, self.survey.ops)
+                    make_norm=norm_maker(settings.norm_cfg), start=settings.start)
 
     def _changed(self) -> None:
-        self._fix()
-        self._settle()
-        watch(self)
-        starting.join_initialization(self)
+        upkeep.changed(self)
 
     # ------------------------------------------------------------------ what nn.Module and BaseModule do
 
     def train(self, mode: bool = True) -> nn.Module:
         """As the inner class; norms in a block follow the one behind it, frozen statistics included."""
         super().train(mode)
-        for name, block in surgery.outer_blocks(self).items():
-            follower = self.norm_behind(name)
-            if follower is not None:
-                block.follow(follower)
-        self._fix()
-        self._settle()
+        upkeep.mode_set(self)
         return self
 
     def __call__(self, *args, **kwargs):
         """As the inner class; refuses to run after a tool has fused norms that blocks need into other convolutions."""
-        # fused for inference; looking is nothing that could be compiled
-        if not self.training and not torch._dynamo.is_compiling():
-            for name in surgery.outer_blocks(self):
-                self.norm_behind(name)
-        elif not torch._dynamo.is_compiling() and not left_out.all_left_out(self, self._dyrep.left_out):
-            self._settle()
+        upkeep.before_call(self)
         return super().__call__(*args, **kwargs)
 
     def init_weights(self) -> None:
-        """As the inner class; new branches start with ``gamma_init`` (static ones with 1)."""
-        starting.init_weights(self, getattr(super(), 'init_weights', None), self._options()['gamma'])
-        self._settle()
+        """As the inner class; then branches start as ``branch_init`` and ``gamma_init`` say (1 for static ones)."""
+        starting.init_weights(self, getattr(super(), 'init_weights', None), self._options())
+        upkeep.settle(self)
 
     def match_structure(self, state_dict: Mapping[str, Any], prefix: str = '') -> None:
         """Take the structure that a state dict brings; loading one does this by itself.

@@ -1,7 +1,7 @@
 """What the wrapper is told: checked before any module is touched."""
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from mmengine.registry import MODELS
@@ -31,6 +31,7 @@ class Settings:
     example: Optional[Tuple[Tuple, Mapping[str, Any]]] = None  # inputs, where one image is not what the forward takes
     deployed: bool = False
     online: bool = False
+    start: reparam.Start = field(default_factory=reparam.Drawn)
 
     def survey_by(self, find: Callable[..., reparam.Survey], *args: Any) -> None:
         """Keep what ``find(*args)`` finds, and the time that it took."""
@@ -44,7 +45,8 @@ class Settings:
 
 
 def checked(space: Any, static: bool, structure: Any, gamma_init: float, max_depth: int, norm_cfg: Optional[dict],
-            exclude: Sequence[str], input_shape: Any, keep_norm: bool = True, online: bool = False) -> Settings:
+            exclude: Sequence[str], input_shape: Any, keep_norm: bool = True, online: bool = False,
+            branch_init: Any = 'default') -> Settings:
     """Settings out of the arguments of the wrapper; those that can't be are refused by name."""
     if isinstance(exclude, str):
         raise TypeError(f"exclude takes a sequence of names, got the string {exclude!r}; write exclude=('{exclude}',)")
@@ -68,7 +70,7 @@ def checked(space: Any, static: bool, structure: Any, gamma_init: float, max_dep
         raise ValueError(f"the operation space {space!r} has no branch beside 'kxk'")
     return Settings(names, float(gamma_init), max_depth, norm_cfg, tuple(exclude),
                     tuple(input_shape) if input_shape else None, static, bool(static or structure is not None),
-                    bool(keep_norm), online=bool(online))
+                    bool(keep_norm), online=bool(online), start=reparam.start_of(branch_init))
 
 
 def build(backbone: Union[Mapping, nn.Module]) -> nn.Module:

@@ -1,6 +1,7 @@
 """Initial weights of a backbone with blocks."""
-from typing import Callable, Optional
+from typing import Any, Callable, Mapping, Optional
 
+import torch
 from mmengine.model import BaseModule, initialize
 from torch import nn
 
@@ -9,13 +10,13 @@ from mmdyrep import reparam
 from . import loading
 
 
-def init_weights(backbone: nn.Module, inherited: Optional[Callable[[], None]], gamma: float) -> None:
-    """What the inner class does, and ``init_cfg`` for one that knows none; new branches start with ``gamma``.
+def init_weights(backbone: nn.Module, inherited: Optional[Callable[[], None]], options: Mapping[str, Any]) -> None:
+    """What the inner class does, and ``init_cfg`` for one that knows none; then branches start as they are to.
 
     Args:
         backbone (nn.Module): The wrapped one.
         inherited (callable, optional): ``init_weights`` of its inner class.
-        gamma (float): First scale of a branch's last norm.
+        options (Mapping): ``start``, what branches start from, and ``gamma``, the first scale of their last norms.
     """
     cfg, done = getattr(backbone, 'init_cfg', None), getattr(backbone, 'is_init', False)
     if cfg and not done:
@@ -27,9 +28,9 @@ def init_weights(backbone: nn.Module, inherited: Optional[Callable[[], None]], g
         initialize(backbone, cfg)
     # a second call of BaseModule's changes nothing, and weights out of a file come with their gamma
     if not done and (inherited is not None or own) and not loading.pretrained_cfgs(cfg):
-        for block in reparam.blocks_of(backbone).values():
-            for name in block.added:
-                nn.init.constant_(block.branches[name].bn.weight, gamma)
+        with torch.no_grad():
+            for block in reparam.surgery.outer_blocks(backbone).values():
+                options['start'].restart(block, options['gamma'])
 
 
 def join_initialization(backbone: nn.Module) -> None:

@@ -10,20 +10,12 @@ from .answers import AsConv
 from .branches import BRANCHES, Branch, MakeNorm, kernel_of
 from .geometry import Geometry
 from .handing import exchange_hooks
+from .initializing import Drawn, Start
 from .kernels import Kernel
 from .statistics import Measure, Statistics, go_on, restate, store
 
 # Below this, a channel's gamma is moved into the weight before something is absorbed by division.
 TINY_GAMMA = 1e-3
-
-
-def _draw(branch: Branch, gamma: float, generator: Optional[torch.Generator]) -> None:
-    """Draw the convolutions as PyTorch does, on the CPU, so that a seed gives the same on every device."""
-    for module in branch.modules():
-        if isinstance(module, nn.Conv2d):
-            bound = module.weight[0].numel() ** -0.5
-            module.weight.detach().copy_(torch.empty(module.weight.shape).uniform_(-bound, bound, generator=generator))
-    nn.init.constant_(branch.bn.weight, gamma)
 
 
 class Block(AsConv):
@@ -117,7 +109,7 @@ class Block(AsConv):
         branch.train(self.training)
         if name != 'kxk':
             # follows frozen statistics too, see `follow`
-            go_on(_norms(branch), self.origin.bn)
+            go_on(online.norms_in(branch), self.origin.bn)
         self.branches[name] = branch
         # one order whatever the history: optimizer state is matched by position when a run is resumed
         for known in BRANCHES:
@@ -139,7 +131,7 @@ class Block(AsConv):
                                'change the network before such a tool runs')
 
     def expand(self, names: Sequence[str], gamma: float, generator: Optional[torch.Generator] = None,
-               measure: Optional[Measure] = None, rescale: bool = False) -> None:
+               measure: Optional[Measure] = None, rescale: bool = False, start: Optional[Start] = None) -> None:
         """Add branches and subtract them from the original, so that the sum stays what it was (Eq. 6, 8).
 
         Args:
@@ -149,26 +141,28 @@ class Block(AsConv):
             measure (callable, optional): Measures statistics on training batches: of the new branches
                 before they are subtracted, of the original afterwards.
             rescale (bool): Take the scale from the measured output, for a block just made.
+            start (Drawn or Split, optional): What they start from. Defaults to draws of PyTorch's kind.
         """
-        before = self.kernel() if rescale and measure else None
+        before, start = self.kernel(), start or Drawn()
         fresh = []
         for name in names:
             with torch.random.fork_rng(devices=[]):
                 branch = BRANCHES[name](self.geometry, self.make_norm)
-            _draw(branch, gamma, generator)
             self._insert(name, branch)
+            start.fill(name, branch, before, gamma, generator)
             fresh.append(branch)
-        if measure:
-            norms = [norm for branch in fresh for norm in _norms(branch)]
-            measured = measure([self.origin.bn, *norms])
-            for norm, statistics in zip(norms, measured[1:]):
-                norm.running_mean.copy_(statistics.mean)
-                norm.running_var.copy_(statistics.var)
-            if rescale:
-                self.assign(before, measured[0], True)
-        if not (rescale and measure):
+        norms = [self.origin.bn, *(norm for branch in fresh for norm in online.norms_in(branch))]
+        measured = dict(zip(norms, measure(norms))) if measure else {}
+        behind = measured.pop(self.origin.bn, None) if rescale else None
+        if behind:
+            self.scale.copy_((behind.var.double() + self.origin.bn.eps).sqrt())
+        for branch in fresh:
+            start.take(branch, measured, self.scale, before)
+        if behind:
+            self.assign(before, behind, rescale=False)
+        else:
             self.absorb(-self._sum(fresh).scaled(self.scale.double()))
-        self.settle(measure)
+        self.settle(measure, [norm for branch in fresh for norm in start.moving(branch)])
 
     def remove(self, names: Sequence[str], measure: Optional[Measure] = None) -> None:
         """Absorb branches into the original (Eq. 10)."""
@@ -222,17 +216,19 @@ class Block(AsConv):
         else:
             conv.weight.copy_(weight)
 
-    def settle(self, measure: Optional[Measure] = None) -> None:
-        """Calibrate the original's batch norms on its changed weight, the deepest one first."""
+    def settle(self, measure: Optional[Measure] = None, beside: Sequence[_BatchNorm] = ()) -> None:
+        """Calibrate the original's batch norms on its changed weight, the deepest one first, and those ``beside``."""
         if measure is None:
             return
         if isinstance(self.origin.conv, Block):
             self.origin.conv.settle(measure)
-        restate(self.origin.bn, measure([self.origin.bn])[0])
+        norms = [self.origin.bn, *beside]
+        for norm, statistics in zip(norms, measure(norms)):
+            restate(norm, statistics)
 
     def follow(self, behind: _BatchNorm) -> None:
         """Put the norms into the mode of the one behind the op: frozen statistics stay frozen in a block."""
-        for norm in _norms(self):
+        for norm in online.norms_in(self):
             norm.train(behind.training and not self.fixed)
 
     @torch.no_grad()
@@ -245,7 +241,7 @@ class Block(AsConv):
 
     def begin(self, behind: _BatchNorm) -> None:
         """Let the norms of a block just made go on where the one behind the op stands."""
-        go_on(_norms(self), behind)
+        go_on(online.norms_in(self), behind)
 
     def fix(self) -> None:
         """Let the norms work with statistics that stay as they are, in training, too.
@@ -253,7 +249,7 @@ class Block(AsConv):
         Where there are none yet, they come from the next batch, which does not change what the block computes.
         """
         self.fixed = True
-        for norm in _norms(self):
+        for norm in online.norms_in(self):
             norm.eval()
         self.settled = not online.missing(self)
         if not self.settled:
@@ -280,10 +276,6 @@ class Block(AsConv):
         """The convolution that the block has grown from."""
         conv = self.origin.conv
         return conv.original_conv() if isinstance(conv, Block) else conv
-
-
-def _norms(module: nn.Module) -> List[_BatchNorm]:
-    return [child for child in module.modules() if isinstance(child, _BatchNorm)]
 
 
 def _multiply(op: nn.Module, factor: Tensor) -> None:

@@ -16,8 +16,8 @@ def norms_in(module: nn.Module) -> List[_BatchNorm]:
 
 
 def missing(module: nn.Module) -> bool:
-    """Whether a batch norm in it has no statistics: mean 0 and variance 1, as norms are made."""
-    return any(not norm.running_mean.any() and bool((norm.running_var == 1).all()) for norm in norms_in(module))
+    """Whether a batch norm in it has no statistics yet: mean 0, as norms are made, of inputs that vary."""
+    return any(not norm.running_mean.any() and bool((norm.running_var > 0).all()) for norm in norms_in(module))
 
 
 @torch.no_grad()

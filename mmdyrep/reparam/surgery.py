@@ -12,6 +12,7 @@ from .block import Block, Measure, Statistics
 from .branches import MakeNorm
 from .geometry import Geometry
 from .handing import why_not_now
+from .initializing import Start
 from .kernels import Kernel
 
 # name of the batch norm behind each op of the plain network, None where the op has a bias instead
@@ -69,7 +70,7 @@ def geometry_of(op: nn.Module) -> Geometry:
 def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind, *, gamma: float,
            make_norm: Optional[Callable[[Optional[_BatchNorm]], MakeNorm]] = None,
            generator: Optional[torch.Generator] = None, measure: Optional[Measure] = None,
-           rescale: bool = True) -> List[str]:
+           rescale: bool = True, start: Optional[Start] = None) -> List[str]:
     """Add branches to an op, output-preserving in eval mode (Rep, Section 4.1).
 
     Args:
@@ -83,6 +84,7 @@ def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
         generator (torch.Generator, optional): Source of the new weights.
         measure (callable, optional): Statistics on training batches; running statistics without it.
         rescale (bool): False keeps the scale of a new block at 1, as DBB has it.
+        start (Drawn or Split, optional): What new branches start from. Defaults to draws of PyTorch's kind.
 
     Returns:
         list[str]: The branches that were added.
@@ -113,7 +115,7 @@ def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
         op.require_whole()
         op.make_norm = _norm_within(op.origin.bn)
     with torch.no_grad():
-        op.expand(new, gamma, generator, measure, rescale and is_new)
+        op.expand(new, gamma, generator, measure, rescale and is_new, start)
     return new
 
 
@@ -162,7 +164,8 @@ def fold(model: nn.Module, name: str, behind: Behind) -> None:
 
 
 def to_structure(model: nn.Module, target: structures.Ops, behind: Behind, *, gamma: float, rescale: bool = True,
-                 make_norm: Optional[Callable[[Optional[_BatchNorm]], MakeNorm]] = None) -> None:
+                 make_norm: Optional[Callable[[Optional[_BatchNorm]], MakeNorm]] = None,
+                 start: Optional[Start] = None) -> None:
     """Expand and remove until the network has the ops and branches of ``target``, which has been checked."""
     for name in reversed(list(structures.blocks_of(model))):
         block = model.get_submodule(name)
@@ -170,7 +173,7 @@ def to_structure(model: nn.Module, target: structures.Ops, behind: Behind, *, ga
         if extra:
             remove(model, name, extra, behind)
     for name, branches in target.items():
-        expand(model, name, branches, behind, gamma=gamma, make_norm=make_norm, rescale=rescale)
+        expand(model, name, branches, behind, gamma=gamma, make_norm=make_norm, rescale=rescale, start=start)
 
 
 def outer_blocks(model: nn.Module) -> Dict[str, Block]:

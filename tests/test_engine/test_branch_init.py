@@ -1,0 +1,47 @@
+"""Trainings whose new branches start otherwise (`branch_init`): function kept, EMA's too, resume, two processes."""
+from pathlib import Path
+
+import pytest
+
+from mmdyrep.models.finding import find_backbone
+from mmdyrep.reparam import blocks_of
+from tests.dyrep_runs import dyrep_config, trained, updates
+from tests.processes import dist_train, ranks_config, read_ranks
+from tests.resuming import dyrep_config as resumable, killed_and_resumed
+from tests.runs import differences, needs_images
+
+pytestmark = needs_images
+
+
+@pytest.mark.parametrize('online', [False, True])
+def test_updates_move_nothing_and_branches_are_of_the_size_of_what_they_took(tmp_path: Path, online: bool) -> None:
+    cfg = dyrep_config(dict(metric='snip_bn', num_grow=2, dep=None), backbone=dict(branch_init='split', online=online),
+                       images=64)
+    cfg.custom_hooks = [dict(type='EMAHook', momentum=0.1), *cfg.get('custom_hooks', [])]
+    backbone = find_backbone(trained(cfg, tmp_path).model)[1]
+    assert [len(entry['grown']) for entry in updates(tmp_path)] == [2] * 4
+    assert all(entry['drift'] < 1e-4 and entry['drift_ema'] < 1e-4 for entry in updates(tmp_path))
+    gammas = [float(block.branches[name].bn.weight.abs().mean()) for block in blocks_of(backbone).values()
+              for name in block.added if name not in ('residual', '1x1_avg')]
+    assert min(gammas) > 0.03 and max(gammas) < 1, gammas
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('start', ['split', 'normal'])
+def test_killed_and_resumed_bit_for_bit(tmp_path: Path, start: str) -> None:
+    cfg = resumable(ema=dict(momentum=0.1))
+    cfg.model.backbone.branch_init = start
+    assert killed_and_resumed(cfg, tmp_path) == []
+
+
+@pytest.mark.slow
+def test_two_processes_hold_the_same_network(tmp_path: Path) -> None:
+    cfg = ranks_config(tmp_path / 'ranks', ema=dict(momentum=0.1))
+    cfg.model.backbone.branch_init = 'split'
+    cfg.default_hooks.dyrep.update(dep=None)
+    done = dist_train(cfg, tmp_path / 'run')
+    assert done.returncode == 0, done.stdout[-3000:]
+    left, right = read_ranks(tmp_path / 'ranks')
+    assert left['epochs'] and differences(left['epochs'], right['epochs']) == []
+    assert differences(left['iterations'], right['iterations']) == []
+    assert all(entry['grown'] and entry['drift'] < 1e-4 for entry in updates(tmp_path / 'run'))
