@@ -1,7 +1,7 @@
 # The larger ones with AutoAugment, label smoothing and 200 epochs (Section 5.1)
 _base_ = [
     '../_base_/models/repvgg-plain.py', '../_base_/datasets/imagenet_bs32_autoaug.py',
-    '../_base_/schedules/imagenet_bs256_coslr-120e_repvgg.py', '../_base_/runtime.py'
+    '../_base_/schedules/imagenet_bs256_coslr-200e_warmup.py', '../_base_/runtime.py'
 ]
 
 model = dict(
@@ -15,6 +15,3 @@ model = dict(
             label_smooth_val=0.1,
             mode='classy_vision',
             num_classes=1000)))
-
-param_scheduler = dict(T_max=200, end=200)
-train_cfg = dict(max_epochs=200)

@@ -3,11 +3,12 @@ import re
 
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS
 from mmpretrain.models import RepVGG
+from mmpretrain.registry import TRANSFORMS
 
 from mmdyrep import DyRepBackbone, DyRepHook
 from mmdyrep.models.building import build_model
@@ -30,6 +31,7 @@ TWINS = {
         f'segmentation/pspnet_{net}-d8-{stage}_{PSP}' for stage in ('dbb-c', 'dyrep-c', 'dyrep-d', 'dyrep-cd')]
        for net in ('r50', 'r50b')},
 }
+TWINS['plain/repvgg-A2_8xb32-plain_in1k.py'].append('dyrep/repvgg-A2-branches_8xb32_in1k.py')
 TWINS['plain/resnet50_8xb32-plain_in1k.py'].append('dbb/resnet50_8xb32-dbb-7ops_in1k.py')
 TWINS['plain/resnet18_8xb32-plain_in1k.py'].append('dbb/resnet18_8xb32-dbb-norm_in1k.py')
 TWINS['plain/vgg16_1xb128-plain_cifar10.py'].append('dbb/vgg16_1xb128-dbb-norm_cifar10.py')
@@ -71,6 +73,11 @@ def test_builds_with_the_structure_that_its_folder_promises(name):
             and module.kernel_size == (3, 3) and not ('resnet' in name and conv.startswith('stem'))]
         # DBB has no norm behind its blocks
         assert all(leaves_out(backbone, op) == ('-norm' not in name) for op in backbone.structure['ops'])
+        # and its 1x1_kxk starts as the identity
+        firsts = [module for key, module in backbone.named_modules() if key.endswith('1x1_kxk.conv1')]
+        assert len(firsts) == len(backbone.structure['ops'])
+        assert all(torch.equal(first.weight, torch.nn.init.dirac_(torch.empty_like(first.weight), first.groups))
+                   for first in firsts)
         most = max(backbone.structure['ops'].values(), key=len)
         assert most == ['kxk', '1x1', '1x1_kxk', '1x1_avg', *(['1xk', 'kx1', 'residual'] if '7ops' in name else [])]
     else:
@@ -86,10 +93,10 @@ def test_twins_differ_in_the_method_alone(plain, twin):
     right.pop('pretrained', None)
     backbone = right['model']['backbone']
     if backbone['type'] == 'DyRepBackbone':
-        assert set(backbone) <= {'type', 'backbone', 'space', 'static', 'keep_norm', 'exclude', 'input_shape',
-                                 'pretrained'}
-        right['model']['backbone'] = backbone['backbone']
-    elif backbone['type'] == 'RepVGG':
+        assert set(backbone) <= {'type', 'backbone', 'space', 'static', 'keep_norm', 'branch_init', 'exclude',
+                                 'input_shape', 'pretrained'}
+        right['model']['backbone'] = backbone = backbone['backbone']
+    if backbone['type'] == 'RepVGG':
         backbone['type'] = 'RepVGGPlain'
     # what a stage of Table 5 starts from
     start = {'model.pretrained', 'model.backbone.init_cfg.checkpoint'} if re.search('-c_|-cd_', twin) else set()
@@ -117,21 +124,69 @@ def test_recipe_of_section_5_1(name, epochs, interval, decay, batch):
     cfg = read(f'dyrep/{name}.py')
     optimizer = cfg.optim_wrapper.optimizer
     assert (optimizer.type, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == ('SGD', 0.1, 0.9, decay)
-    scheduler = cfg.param_scheduler
-    assert (scheduler.type, scheduler.T_max, scheduler.end, scheduler.get('eta_min', 0)) == (
-        'CosineAnnealingLR', epochs, epochs, 0)
+    strong = 'B2g4' in name or 'B3' in name
+    *before, scheduler = cfg.param_scheduler if strong else [cfg.param_scheduler]
+    warm = sum(part.end - part.begin for part in before)
+    assert (scheduler.type, scheduler.T_max, scheduler.get('begin', 0), scheduler.end, scheduler.get('eta_min', 0)) == (
+        'CosineAnnealingLR', epochs - warm, warm, epochs, 0)
     assert cfg.train_cfg.max_epochs == epochs and cfg.default_hooks.dyrep.interval == interval
     assert cfg.train_dataloader.batch_size == batch
     # 8 GPUs of 32, or one of 128
     assert cfg.auto_scale_lr.base_batch_size == {32: 256, 128: 128}[batch]
     augmentations = [step.type for step in cfg.train_dataloader.dataset.pipeline]
-    strong = 'B2g4' in name or 'B3' in name
     assert ('AutoAugment' in augmentations) == strong
     assert ('ColorJitter' in augmentations) == name.startswith(('resnet', 'mobilenet'))
     assert cfg.model.head.loss.type == ('LabelSmoothLoss' if strong else 'CrossEntropyLoss')
     # no mixup is said to be used
     assert not cfg.model.get('train_cfg')
     assert cfg.model.head.num_classes == {'in1k': 1000, 'cifar10': 10, 'cifar100': 100}[name.split('_')[-1]]
+
+
+@pytest.mark.parametrize(('name', 'end'), [
+    ('resnet18_8xb32_in1k', 100), ('resnet34_8xb32_in1k', 100), ('resnet50_8xb32_in1k', 100),
+    ('resnetv1c50_8xb32_in1k', 100), ('mobilenet-v1_8xb32_in1k', 70), ('repvgg-A2_8xb32_in1k', 100),
+    ('repvgg-A2-branches_8xb32_in1k', 100), ('repvgg-B2g4_8xb32_in1k', 100), ('repvgg-B3_8xb32_in1k', 100),
+    ('vgg16_1xb128_cifar10', 500), ('vgg16_1xb128_cifar100', 500)])
+def test_where_the_paper_is_silent_the_recipe_is_the_authors(name, end):
+    cfg = read(f'dyrep/{name}.py')
+    assert HOOKS.build(cfg.default_hooks.dyrep).end == end
+    pipeline = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    if 'cifar' in name:
+        assert pipeline['Cutout'].shape == 16 and pipeline['Cutout'].prob == 1
+        assert pipeline['Cutout'].pad_val == [round(value) for value in cfg.data_preprocessor.mean]
+        assert not cfg.optim_wrapper.optimizer.get('nesterov') and 'paramwise_cfg' not in cfg.optim_wrapper
+        return
+    assert cfg.optim_wrapper.optimizer.nesterov
+    assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
+    if 'ColorJitter' in pipeline:
+        assert [pipeline['ColorJitter'][part] for part in ('brightness', 'contrast', 'saturation')] == [0.06] * 3
+    strong = 'B2g4' in name or 'B3' in name
+    assert ('RandomErasing' in pipeline) == strong == isinstance(cfg.param_scheduler, list)
+    if strong:
+        assert list(pipeline)[-2] == 'RandomErasing' and pipeline['RandomErasing'].erase_prob == 0.2
+        assert (cfg.param_scheduler[0].type, cfg.param_scheduler[0].end) == ('LinearLR', 5)
+
+
+def test_the_settings_named_for_the_authors_recipe_give_it():
+    """In the table of docs/paper.md."""
+    rows = (CONFIGS.parent / 'docs' / 'paper.md').read_text().splitlines()
+
+    def merged(row: str, config: str) -> Config:
+        line, = (line for line in rows if line.startswith(f'| {row} |'))
+        options = [option for part in re.findall(r'`([^`]+)`', line) for option in part.split() if '=' in option]
+        cfg = read(config).copy()
+        cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in
+                             (option.split('=', 1) for option in options)})
+        return cfg
+
+    cfg = merged('RepVGG-B', 'dyrep/repvgg-B2g4_8xb32_in1k.py')
+    step = cfg.train_dataloader.dataset.pipeline[3]
+    assert (step.type, step.policies, step.num_policies, step.magnitude_level, step.magnitude_std) == (
+        'RandAugment', 'timm_increasing', 2, 9, 0.5)
+    image = torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8).numpy()
+    assert TRANSFORMS.build(step)(dict(img=image))['img'].shape == image.shape
+    cfg = merged('new convolutions', 'dyrep/resnet18_8xb32_in1k.py')
+    assert type(build_model(cfg).backbone._dyrep.start).__name__ == 'Normal'
 
 
 def test_a_model_takes_the_preprocessor_that_stands_beside_it():
@@ -154,15 +209,23 @@ def test_repvgg_a2_with_its_own_branches_is_mmpretrain_s_config():
     differences = differing(get_config('mmpretrain::repvgg/repvgg-A2_8xb32_in1k.py'),
                             read('dbb/repvgg-A2_8xb32-repvgg_in1k.py'))
     allowed = ('custom_imports', 'default_hooks.random_state', 'dyrep_hook', 'randomness.seed',
-               # the same rule by kind; the cosine by epochs; batches of a test
-               'optim_wrapper.paramwise_cfg', 'param_scheduler.convert_to_iter_based',
-               'val_dataloader.batch_size', 'test_dataloader.batch_size')
+               # the same rule by kind; the cosine by epochs; batches of a test; Nesterov
+               'optim_wrapper.paramwise_cfg', 'param_scheduler.convert_to_iter_based', 'val_dataloader.batch_size',
+               'test_dataloader.batch_size', 'optim_wrapper.optimizer.nesterov')
     assert [path for path in differences if not path.startswith(allowed)] == []
 
 
-def test_repvgg_grown_and_fused_is_mmpretrain_s_repvgg_for_deployment():
-    model = build_model(read('dyrep/repvgg-A2_8xb32_in1k.py')).double().eval()
-    model.backbone.expand('stage_1.1.branch_3x3.conv')
+@pytest.mark.parametrize('start', ['A2', 'A2-branches'])
+def test_repvgg_grown_and_fused_is_mmpretrain_s_repvgg_for_deployment(start):
+    model = build_model(read(f'dyrep/repvgg-{start}_8xb32_in1k.py')).double()
+    assert ('stage_1.1.branch_1x1.conv' in dict(model.backbone.named_modules())) == (start == 'A2-branches')
+    ops = [op for op in model.backbone.candidates() if op.startswith('stage_1.1.')]
+    assert ops == ['stage_1.1.branch_3x3.conv']
+    torch.manual_seed(0)
+    model.train()(torch.randn(4, 3, 64, 64, dtype=torch.float64))  # statistics that are not those of new norms
+    model.eval()
+    model.backbone.expand(ops[0])
+    assert len(model.backbone.structure['ops'][ops[0]]) == 7
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         before = model(x)
