@@ -51,7 +51,9 @@ def test_every_config_has_a_twin_and_a_name_of_its_own():
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize('name', OURS)
+@pytest.mark.parametrize('name', [
+    # each op of these is tried on a copy
+    pytest.param(name, marks=[pytest.mark.slow] * (name.startswith('dyrep/') and '-B' in name)) for name in OURS])
 def test_builds_with_the_structure_that_its_folder_promises(name):
     cfg = read(name)
     model = build_model(cfg)

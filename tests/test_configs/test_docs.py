@@ -160,6 +160,7 @@ def test_ablations_by_options(config, options, tmp_path, monkeypatch):
         'default_hooks.dyrep.dep': hook.policy.threshold,
         'model.backbone.space': 'dbb' if backbone.space == ['kxk', '1x1', '1x1_kxk', '1x1_avg'] else 'another',
         'model.backbone.gamma_init': backbone._dyrep.gamma_init,
+        'model.backbone.branch_init': type(backbone._dyrep.start).__name__.lower(),
         'model.backbone.structure': 'work_dirs/vgg16_1xb128_cifar10/dyrep/structure_195.json' if (
             list(backbone.structure['ops']) == ['features.0.conv']) else 'another',
         'train_cfg.max_epochs': cfg.train_cfg.max_epochs,
