@@ -228,6 +228,9 @@ def test_restarted_branches_are_as_new_ones(setting):
     for module in net.conv.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
     drawn = {name: module.weight.detach().clone() for name, module in net.conv.named_modules()
              if isinstance(module, nn.Conv2d)}
     with torch.no_grad():
