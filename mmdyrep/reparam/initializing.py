@@ -29,7 +29,7 @@ class Drawn:
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
     def fill(self, name: str, branch: Branch, op: Kernel, gamma: float, generator: Optional[torch.Generator]) -> None:
-        """Write the convolutions and gammas of a new branch, whose norms have mean 0 and variance 1.
+        """Write the convolutions and gammas of a branch.
 
         Args:
             name (str): Of the branch.
@@ -160,9 +160,6 @@ class Split:
             weight = block.original_conv().weight.detach().double().clone()
             op = Kernel(weight, weight.new_zeros(len(weight)))
         for name in block.added:
-            for norm in _norms(block.branches[name]):
-                nn.init.zeros_(norm.bias)
-                norm.reset_running_stats()
             self.fill(name, block.branches[name], op, gamma, None)
             self.take(block.branches[name], {}, block.scale, op)
         block.assign(op, rescale=False)
