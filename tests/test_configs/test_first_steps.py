@@ -57,18 +57,22 @@ def tiny(name: str, data: Path, work_dir: Path) -> Config:
     for part in ('dataloader', 'evaluator', 'cfg'):
         for split in ('val', 'test'):
             cfg[f'{split}_{part}'] = None
-    cfg.default_hooks.checkpoint = None
-    cfg.default_hooks.get('visualization', {}).clear()
-    cfg.default_hooks.visualization = None
+    cfg.default_hooks.checkpoint = cfg.default_hooks.visualization = None
     cfg.update(work_dir=str(work_dir), experiment_name=work_dir.name, log_level='WARNING')
     return cfg
 
 
 class Watch(Hook):
-    """Notes the losses."""
+    """Notes the losses, and the parameters that learn as they are at the start."""
+
+    priority = 'VERY_LOW'
 
     def __init__(self) -> None:
-        self.losses = []
+        self.losses, self.start = [], {}
+
+    def before_train_epoch(self, runner) -> None:
+        self.start = {key: value.detach().clone() for key, value in unwrapped(runner.model).named_parameters()
+                      if value.requires_grad}
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         self.losses.append(float(outputs['loss']))
@@ -83,19 +87,9 @@ def test_first_steps(name: str, data: Path, tmp_path: Path) -> None:
     watch = Watch()
     runner = Runner.from_cfg(cfg)
     runner.register_hook(watch)
-    before = {}
-
-    class Look(Hook):
-        priority = 'VERY_LOW'
-
-        def before_train_epoch(self, runner) -> None:
-            before.update({key: value.detach().clone() for key, value in unwrapped(runner.model).named_parameters()
-                           if value.requires_grad})
-
-    runner.register_hook(Look())
     runner.train()
     assert len(watch.losses) == STEPS and all(loss == loss and 0 < loss < 1e4 for loss in watch.losses)
-    model = unwrapped(runner.model)
+    model, before = unwrapped(runner.model), watch.start
     assert before and all(torch.isfinite(value).all() for value in model.parameters())
     learning = [key for key, value in model.named_parameters() if key in before and not torch.equal(before[key], value)]
     # of a rate that warms up from 1e-3 of it, too; a bias of a head for classes that no image has may stay
