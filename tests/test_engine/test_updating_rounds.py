@@ -28,9 +28,9 @@ def test_growth_ends_with_the_candidates(tmp_path: Path) -> None:
     assert any('[epoch 3]: structure unchanged' in line for line in log_lines(tmp_path))
 
 
-@pytest.mark.parametrize('ratio', [1.1, 1.3])
+@pytest.mark.parametrize('ratio', [1.1, 1.5])
 def test_budget_is_kept_and_dear_ops_are_passed_over_for_the_next(tmp_path: Path, ratio: float) -> None:
-    cfg = dyrep_config(dict(metric='grad_norm', num_grow=4, dep=None, max_macs_ratio=ratio), images=64)
+    cfg = dyrep_config(dict(metric='random', num_grow=4, dep=None, max_macs_ratio=ratio), images=64)
     trained(cfg, tmp_path)
     content = history(tmp_path)
     budget = ratio * content['start']['macs']['backbone']
