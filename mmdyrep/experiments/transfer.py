@@ -32,8 +32,8 @@ FULL_TRANSFER: List[Run] = [
 SCENES = 'b64_fashion-scenes.py'
 LOADERS = {'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False,
            'val_dataloader.num_workers': 0, 'val_dataloader.persistent_workers': False}
-CLASSES = {**LOADERS, 'train_dataloader.dataset.indices': 2000, 'train_dataloader.batch_size': 32,
-           'train_cfg.max_epochs': 5, 'train_cfg.val_interval': 5, 'param_scheduler.T_max': 5}
+# the images lie by class, a part of them would be a part of the classes: few epochs, updates by iterations
+CLASSES = {**LOADERS, 'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2, 'param_scheduler.T_max': 2}
 COCO = {**LOADERS, 'train_dataloader.dataset.indices': 800, 'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2,
         'param_scheduler.1.T_max': 2}
 CITYSCAPES = {**LOADERS, 'train_cfg.max_iters': 200, 'train_cfg.val_interval': 200, 'param_scheduler.0.end': 200,
@@ -47,7 +47,8 @@ def _small(row: str, config: str, column: str, common: Mapping[str, Any], option
 TEN = {HOOK + 'calibration_batches': 10}
 PLAIN8 = _small('Origin', f'resnet18-w16_{SCENES}', 'classification', CLASSES, {})
 DBB8 = _small('DBB, C', f'resnet18-w16-dbb_{SCENES}', 'classification', CLASSES, {})
-DYREP8 = _small('DyRep, C', f'dyrep_resnet18-w16_{SCENES}', 'classification', CLASSES, TEN)
+DYREP8 = _small('DyRep, C', f'dyrep_resnet18-w16_{SCENES}', 'classification', CLASSES,
+                {**TEN, HOOK + 'by_epoch': False, HOOK + 'interval': 60})
 
 
 def _downstream(row: str, stage: str, before: Run) -> List[Run]:

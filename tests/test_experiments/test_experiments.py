@@ -51,7 +51,7 @@ def test_options_change_what_the_config_has_or_what_hook_backbone_and_loaders_ta
     name, run = RUNS[folder]
     cfg = read(run.config).to_dict()
     free = {'dep', 'end', 'metric', 'interval', 'gamma_init', 'structure', 'space', 'pretrained', 'prefix', 'depth',
-            'indices', 'num_workers', 'persistent_workers', 'calibration_batches', 'checkpoint'}
+            'indices', 'num_workers', 'persistent_workers', 'calibration_batches', 'checkpoint', 'by_epoch'}
     for key in run.options:
         # mmengine takes no hook of this package out so
         assert run.options[key] is not None or key == HOOK + 'dep'
@@ -220,11 +220,11 @@ def test_structures_and_backbones_come_from_the_run_before() -> None:
     transfer = {(job.run.row, job.run.column): job for job in jobs_of(EXPERIMENTS['table5'].small, 1, Path('w'), {})}
     fuse, train = commands(transfer['DBB, C', 'detection'], ROOT)
     source = transfer['DBB, C', 'classification'].folder
-    assert fuse[0] == 'deploy_fuse.py' and fuse[1][1:4] == [f'{source}/epoch_5.pth', f'{source}/backbone.pth',
+    assert fuse[0] == 'deploy_fuse.py' and fuse[1][1:4] == [f'{source}/epoch_2.pth', f'{source}/backbone.pth',
                                                             '--backbone-only']
     assert f'model.backbone.init_cfg.checkpoint={source}/backbone.pth' in train[1]
     (_, train), = commands(transfer['DyRep, C+D', 'segmentation'], ROOT)
-    assert f'model.backbone.pretrained={transfer["DyRep, C", "classification"].folder}/epoch_5.pth' in train
+    assert f'model.backbone.pretrained={transfer["DyRep, C", "classification"].folder}/epoch_2.pth' in train
 
 
 def test_what_a_run_starts_from_is_trained_before_it_once(tmp_path: Path) -> None:
