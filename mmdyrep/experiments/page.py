@@ -48,6 +48,8 @@ def filled(text: str, folder: Path) -> str:
 
 def part(name: str, folder: Path) -> str:
     """What the page says of an experiment: what has run, the table, the picture."""
+    if name == 'summary':
+        return '\n'.join(_summary(folder)) + '\n'
     path = folder / f'{name}.json'
     experiment = EXPERIMENTS[name]
     if not path.exists():
@@ -59,6 +61,17 @@ def part(name: str, folder: Path) -> str:
     return '\n'.join([*lines, f'[Report]({name}.md)']) + '\n'
 
 
+def _summary(folder: Path) -> List[str]:
+    lines = ['| | rows | with one seed or more | seeds |', '|---|---|---|---|']
+    for name, experiment in EXPERIMENTS.items():
+        path = folder / f'{name}.json'
+        table = read_json(path)['table'] if path.exists() else []
+        seeds = sorted({len(entry['seeds']) for entry in table if 'seeds' in entry})
+        lines.append(f'| {experiment.title} | {len(experiment.small)} | {len(table)} | '
+                     f'{" to ".join(map(str, sorted({seeds[0], seeds[-1]}))) if seeds else "-"} |')
+    return lines
+
+
 def state(experiment: Experiment, content: Dict[str, Any]) -> str:
     """How much of it has run."""
     if experiment.picture == 'counts':
@@ -66,6 +79,7 @@ def state(experiment: Experiment, content: Dict[str, Any]) -> str:
     number = {row: len(entry['seeds']) for entry in content['table'] for row in [f'{entry["row"]}, {entry["column"]}']}
     missing = [f'{run.row}, {run.column}' for run in experiment.small if f'{run.row}, {run.column}' not in number]
     seeds = sorted(set(number.values()))
-    text = f'{sum(number.values())} small runs, ' + (f'{seeds[0]} seed{"s" * (seeds[0] > 1)} each.' if len(
+    runs = sum(number.values())
+    text = f'{runs} small run{"s" * (runs > 1)}, ' + (f'{seeds[0]} seed{"s" * (seeds[0] > 1)} each.' if len(
         seeds) == 1 else f'{seeds[0]} to {seeds[-1]} seeds.' if seeds else 'none yet.')
     return text + (f' **Not run:** {"; ".join(missing)}.' if missing else '')
