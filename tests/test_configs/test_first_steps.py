@@ -57,7 +57,8 @@ def tiny(name: str, data: Path, work_dir: Path) -> Config:
     for part in ('dataloader', 'evaluator', 'cfg'):
         for split in ('val', 'test'):
             cfg[f'{split}_{part}'] = None
-    cfg.default_hooks.checkpoint = cfg.default_hooks.visualization = None
+    cfg.default_hooks.checkpoint = None
+    cfg.default_hooks.pop('visualization', None)
     cfg.update(work_dir=str(work_dir), experiment_name=work_dir.name, log_level='WARNING')
     return cfg
 
@@ -91,7 +92,7 @@ def test_first_steps(name: str, data: Path, tmp_path: Path) -> None:
     assert len(watch.losses) == STEPS and all(loss == loss and 0 < loss < 1e4 for loss in watch.losses)
     model, before = unwrapped(runner.model), watch.start
     assert before and all(torch.isfinite(value).all() for value in model.parameters())
-    learning = [key for key, value in model.named_parameters() if key in before and not torch.equal(before[key], value)]
-    # of a rate that warms up from 1e-3 of it, too; a bias of a head for classes that no image has may stay
-    assert len(learning) > 0.9 * len(before)
-    assert set(before) - set(learning) <= {key for key in before if not key.startswith('backbone.')}
+    learning = {key: value for key, value in model.named_parameters() if key in before}
+    # all have been stepped, however little: warm-up and gammas of 0 leave some where they were
+    assert all(value in runner.optim_wrapper.optimizer.state for value in learning.values())
+    assert sum(not torch.equal(before[key], value) for key, value in learning.items()) > len(learning) / 2
