@@ -8,11 +8,11 @@ from typing import Any
 from .libraries import check_libraries, is_there, missing, name_configs, naming_the_library
 from .version import __version__, version_info
 
-__all__ = ['DyRepBackbone', 'DyRepHook', 'RandomStateHook', '__version__', 'version_info']
+__all__ = ['DyRepBackbone', 'DyRepHook', 'RandomStateHook', 'RepNASHook', '__version__', 'version_info']
 
 check_libraries()
 if is_there('mmengine'):
-    from .engine import DyRepHook, RandomStateHook
+    from .engine import DyRepHook, RandomStateHook, RepNASHook
     from .models import DyRepBackbone
     name_configs()
     if is_there('mmpretrain'):

@@ -232,6 +232,9 @@ def spans(run: Run) -> List[Span]:
 
 def _at_start(run: Run, updates: Sequence[dict], grown: set) -> Dict[str, int]:
     """Branches of the ops that were expanded before the first update: a structure the run started from."""
+    told = ((run.history or {}).get('start') or {}).get('structure')
+    if told is not None:
+        return {op: len(branches) for op, branches in told.items()}
     number = {op: len(branches) for op, branches in run.structure.items() if op not in grown}
     for entry in reversed(updates):
         for item in entry['cut']:

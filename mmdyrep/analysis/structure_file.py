@@ -138,8 +138,8 @@ def _beside(path: Path) -> Mapping[str, Any]:
 def _add_history(found: Structure, updates: List[Mapping[str, Any]]) -> None:
     for entry in updates:
         for item in entry['cut']:
-            there = found.ops.get(item['op'], [])
-            found.removed.setdefault(item['op'], []).extend(name for name in item['branches'] if name not in there)
+            there, removed = found.ops.get(item['op'], []), found.removed.setdefault(item['op'], [])
+            removed += [name for name in item['branches'] if name not in there and name not in removed]
     if updates:
         last = updates[-1]
         known = [name for name, _ in last.get('scores', [])] + last.get('unscored', [])

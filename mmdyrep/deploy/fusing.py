@@ -75,6 +75,7 @@ def fuse_checkpoint(config: Config, checkpoint: PathLike, out: PathLike, *, out_
     if len(set(paths)) < len(paths):
         raise ValueError(f'checkpoint and outputs must be different files, got {", ".join(map(str, paths))}')
     source = read_checkpoint(checkpoint)
+    _require_found(source, checkpoint)
     state = weights_of(source, raw_weights, checkpoint)
     init_default_scope(config.get('default_scope', 'mmengine'))
     plain_cfg = plain_config(config)
@@ -106,6 +107,15 @@ def fuse_checkpoint(config: Config, checkpoint: PathLike, out: PathLike, *, out_
             temporary.write_text(plain_cfg.pretty_text, encoding='utf-8')
     write_checkpoint(out, {'meta': meta, 'state_dict': weights})
     return report
+
+
+def _require_found(checkpoint: Dict[str, Any], path: PathLike) -> None:
+    """Refuse a network whose branches are still searched: it has more of them than it is evaluated with."""
+    saved = checkpoint.get('dyrep')
+    search = saved.get('repnas') if isinstance(saved, dict) else None
+    if isinstance(search, dict) and search.get('architecture') is not None:
+        raise ValueError(f'{path} is of a search that is not over (RepNASHook): which of its branches stay is not '
+                         'known yet, and they all would be fused. Fuse a checkpoint from after the search')
 
 
 def weights_of(checkpoint: Dict[str, Any], raw: bool, path: PathLike) -> Dict[str, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any, Iterator, List, Tuple
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, Registry
 
-from mmdyrep.engine import DyRepHook, RandomStateHook
+from mmdyrep.engine import DyRepHook, RandomStateHook, RepNASHook
 from mmdyrep.models import DyRepBackbone
 
 # What only training needs: the structure comes with the checkpoint, the files may be elsewhere by now.
@@ -14,7 +14,7 @@ STARTING_POINTS = ('structure', 'static', 'keep_norm', 'pretrained', 'init_cfg')
 # What backbones with a re-parameterization of their own call their deploy form.
 DEPLOY_FORMS = ('deploy', 'small_kernel_merged')
 # Hooks that have nothing to do any more.
-OURS = (DyRepHook, RandomStateHook)
+OURS = (DyRepHook, RandomStateHook, RepNASHook)
 
 
 def is_type(node: Any, kind: type) -> bool:

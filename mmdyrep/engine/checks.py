@@ -1,5 +1,6 @@
 """What can't work is refused before the first iteration, with what to do instead."""
-from typing import Any, Dict, Optional, Union
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Optional, Union
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -10,6 +11,17 @@ from mmdyrep.models import DyRepBackbone
 from .distributed import check_lengths
 from .optimizer import check_groups
 from .stepping import check_optimizer
+
+
+@contextmanager
+def told_by(hook: str) -> Iterator[None]:
+    """Let messages of refusals that hooks share name the hook that is meant."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if 'DyRepHook' not in str(error):
+            raise
+        raise type(error)(str(error).replace('DyRepHook', hook)) from error.__cause__
 
 
 def require_whole(name: str, value: Any, least: int) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyrep.models import DyRepBackbone
+from mmdyrep.models.dropping import drop
 from mmdyrep.models.finding import find_backbone
 from mmdyrep.models.upkeep import leaves_out
 from mmdyrep.reparam import Block, Statistics
@@ -74,6 +75,15 @@ class Averaged:
         while isinstance(block, Block):
             _take_statistics(block.origin.bn, original.origin.bn)
             block, original = block.origin.conv, original.origin.conv
+        self._follow_behind(source, name)
+
+    @torch.no_grad()
+    def drop(self, source: DyRepBackbone, name: str, branches: Sequence[str]) -> None:
+        """Follow a block of the source that branches have just been dropped from."""
+        drop(self.backbone, name, branches)
+        self._follow_behind(source, name)
+
+    def _follow_behind(self, source: DyRepBackbone, name: str) -> None:
         behind = self.backbone.norm_behind(name)
         if behind is not None and not isinstance(self.backbone.get_submodule(name), Block):
             _take_statistics(behind, source.norm_behind(name))

@@ -134,6 +134,9 @@ def check_saved(saved: Any) -> None:
     Raises:
         ValueError: With what is wrong about it.
     """
+    if isinstance(saved, dict) and 'repnas' in saved:
+        raise ValueError('the checkpoint is of a run with RepNASHook; a run goes on with the hook that it began with. '
+                         'To go on from its weights with another, use load_from instead of resume')
     missing = [key for key in ('history', 'saliency') if not isinstance(saved, dict) or key not in saved]
     if missing:
         raise ValueError(f'the checkpoint has an entry dyrep without {" and ".join(missing)}; was it written by '

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import kernels, merging, online
+from . import gating, kernels, merging, online
 from .answers import AsConv
 from .branches import BRANCHES, Branch, MakeNorm, kernel_of
+from .gating import Gate
 from .geometry import Geometry
 from .handing import exchange_hooks
 from .initializing import Drawn, Start
@@ -34,6 +35,8 @@ class Block(AsConv):
 
     # norms never work with statistics of the batch; False: they take theirs from the next one (see `fix`)
     fixed, settled = False, True
+    # a search decides which of the branches run
+    gate: Optional[Gate] = None
 
     def __init__(self, conv: nn.Conv2d, make_norm: MakeNorm, behind: Optional[Statistics] = None,
                  rescale: bool = True) -> None:
@@ -75,7 +78,7 @@ class Block(AsConv):
 
     def branchwise(self, x: Tensor) -> Tensor:
         """What :meth:`forward` computes, branch by branch."""
-        branches = iter(self.branches.values())
+        branches = iter(self.branches.values() if self.gate is None else gating.running(self, self.training))
         out = next(branches)(x)
         for branch in branches:
             # not in place: the output of a module with a full backward hook is a view
@@ -89,7 +92,8 @@ class Block(AsConv):
 
     def merged(self) -> Kernel:
         """As :meth:`kernel`, with gradients to the branches."""
-        return self._sum(self.branches.values()).scaled(self.scale.double())
+        return self._sum(self.branches.values() if self.gate is None else gating.running(self)).scaled(
+            self.scale.double())
 
     def _sum(self, branches: Iterator[Branch]) -> Kernel:
         shape = self.geometry.out_channels, self.geometry.in_channels // self.geometry.groups

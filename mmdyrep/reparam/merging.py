@@ -75,6 +75,8 @@ def why_branchwise(block: nn.Module) -> str:
     It may if each of its norms works in eval mode, and nobody could notice that the modules in it are not called:
     they are what a block makes, without hooks, and their forward is their class's own.
     """
+    if block.gate is not None:
+        return 'a search decides which of its branches run'
     if (modules._global_forward_hooks or modules._global_forward_pre_hooks or modules._global_backward_hooks
             or modules._global_backward_pre_hooks):
         return 'there are hooks for all modules'

@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS, MODELS
 from mmpretrain.models import RepVGG
 from mmpretrain.registry import TRANSFORMS
 
-from mmdyrep import DyRepBackbone, DyRepHook
+from mmdyrep import DyRepBackbone, DyRepHook, RepNASHook
 from mmdyrep.models.building import build_model
 from mmdyrep.models.finding import find_backbone
 from mmdyrep.models.upkeep import leaves_out
@@ -35,6 +35,8 @@ TWINS['plain/repvgg-A2_8xb32-plain_in1k.py'].append('dyrep/repvgg-A2-branches_8x
 TWINS['plain/resnet50_8xb32-plain_in1k.py'].append('dbb/resnet50_8xb32-dbb-7ops_in1k.py')
 TWINS['plain/resnet18_8xb32-plain_in1k.py'].append('dbb/resnet18_8xb32-dbb-norm_in1k.py')
 TWINS['plain/vgg16_1xb128-plain_cifar10.py'].append('dbb/vgg16_1xb128-dbb-norm_cifar10.py')
+for arch in ('A2', 'B3'):
+    TWINS[f'plain/repvgg-{arch}_8xb32-plain_in1k.py'].append(f'dbb/repvgg-{arch}_8xb32-odbb_in1k.py')
 PAIRS = [(plain, twin) for plain, twins in TWINS.items() for twin in twins]
 OURS = [name for name in all_configs() if not name.startswith('small/')]
 
@@ -67,6 +69,16 @@ def test_builds_with_the_structure_that_its_folder_promises(name):
         _, backbone = find_backbone(model)
         assert not backbone.structure['ops']
         assert backbone.candidates()
+    elif 'odbb' in name:
+        hook, epochs = HOOKS.build(hooks.repnas), cfg.train_cfg.max_epochs
+        assert isinstance(hook, RepNASHook) and hook.by_epoch
+        # 15 and 35 of 150 epochs
+        assert hook.warmup == round(epochs * 15 / 150) and hook.search == round(epochs * 35 / 150)
+        _, backbone = find_backbone(model)
+        ops = backbone.structure['ops']
+        assert list(ops) == list(backbone.survey.ops) and all(backbone.leaves_out(op) for op in ops)
+        assert {branch for branches in ops.values() for branch in branches} == {*backbone.space} and len(
+            backbone.space) == 7
     elif name.startswith('dbb/') and 'repvgg' not in name:
         _, backbone = find_backbone(model)
         plain = MODELS.build(cfg.model.backbone.backbone)
@@ -92,6 +104,9 @@ def test_twins_differ_in_the_method_alone(plain, twin):
     if is_dyrep(twin):
         hook = right['default_hooks'].pop('dyrep')
         assert hook['metric'] == 'synflow' and hook['dep'] == {'threshold': 0.02} and hook['num_grow'] == 1
+    if 'odbb' in twin:
+        hook = right['default_hooks'].pop('repnas')
+        assert set(hook) == {'type', 'warmup', 'search'}
     right.pop('pretrained', None)
     backbone = right['model']['backbone']
     if backbone['type'] == 'DyRepBackbone':

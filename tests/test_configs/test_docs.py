@@ -85,6 +85,7 @@ def test_costs_are_those_of_the_networks(name):
 
 
 @pytest.mark.parametrize('name', ['mobilenet-v1_8xb32-dbb_in1k', 'repvgg-A2_8xb32-repvgg_in1k',
+                                  'repvgg-A2_8xb32-odbb_in1k',
                                   'resnetv1c50_8xb32-dbb_in1k', 'vgg16_1xb128-dbb_cifar100'])
 def test_costs_in_training_are_those_of_the_static_networks(name):
     found = complexity(read(f'dbb/{name}.py'))
