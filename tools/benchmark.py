@@ -20,7 +20,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--only', nargs='+', choices=benchmark.SECTIONS, default=benchmark.SECTIONS,
                         help='sections to run; default: all')
     parser.add_argument('--quick', action='store_true', help='one round on small inputs, to see that it runs')
-    parser.add_argument('--networks', nargs='+', default=default.networks, help='resnet18 (default), resnet50')
+    parser.add_argument('--networks', nargs='+', default=default.networks, choices=benchmark.NETWORKS,
+                        help=f'of {", ".join(benchmark.NETWORKS)}; default: resnet18')
+    parser.add_argument('--rows', nargs='+', default=(), metavar='PART',
+                        help='networks whose names hold one of these, beside the plain one; default: all')
+    parser.add_argument('--history', nargs=2, metavar=('CONFIG', 'HISTORY_JSON'),
+                        help='a run, whose training is timed as a whole: its config, WORK_DIR/dyrep/history.json')
     parser.add_argument('--batch', type=int, default=default.batch, help='images of an iteration; default: %(default)s')
     parser.add_argument('--size', type=int, default=default.size, help='their height and width; default: %(default)s')
     parser.add_argument('--block-batch', type=int, default=default.block_batch,
@@ -43,7 +48,8 @@ def main() -> None:
     with fail_readably():
         result = benchmark.run(benchmark.Options(
             tuple(args.only), args.quick, args.device, args.amp, args.channels_last, args.batch, args.size,
-            args.block_batch, args.rounds, tuple(args.networks)))
+            args.block_batch, args.rounds, tuple(args.networks), args.history and tuple(args.history),
+            tuple(args.rows)))
         if args.json:
             write_json(args.json, result)
         if args.plot:

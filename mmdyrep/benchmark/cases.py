@@ -1,22 +1,18 @@
-"""What is measured: blocks of the four shapes of ResNet-18, whole networks in training and in evaluation."""
-import random
+"""Settings of a benchmark, and the blocks that it measures: of the four shapes of ResNet-18."""
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Tuple
+from typing import Dict, Optional, Tuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmdyrep.models import DyRepBackbone
 from mmdyrep.reparam import BRANCHES, Block
 
 from . import reference
-from .measuring import bytes_of
 
-SECTIONS = ('blocks', 'training', 'evaluation')
+SECTIONS = ('blocks', 'training', 'evaluation', 'updates', 'history')
 # channels and size of the maps
 SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7))
-NETWORKS = ('resnet18', 'resnet50')
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,9 @@ class Options:
         size (int): Height and width of these.
         block_batch (int): Images of a block.
         rounds (int): Calls of each thing; of blocks, ten times as many.
-        networks (tuple): Of torchvision.
+        networks (tuple): Out of `networks.NETWORKS`.
+        rows (tuple): Parts of the names of networks to measure beside the plain one. Defaults to all.
+        history (tuple, optional): Config and ``history.json`` of a run.
     """
 
     only: Tuple[str, ...] = SECTIONS
@@ -46,6 +44,8 @@ class Options:
     block_batch: int = 8
     rounds: int = 3
     networks: Tuple[str, ...] = ('resnet18', )
+    history: Optional[Tuple[str, str]] = None
+    rows: Tuple[str, ...] = ()
 
 
 def place(value, options: Options):
@@ -81,79 +81,3 @@ def blocks(channels: int) -> Dict[str, nn.Module]:
         'block, batch statistics': our_block(channels),
         'block, fixed statistics': fixed(our_block(channels)),
     }
-
-
-def _network(name: str) -> nn.Module:
-    import torchvision
-    if name not in NETWORKS:
-        raise ValueError(f'unknown network {name!r}; there are {list(NETWORKS)}')
-    return getattr(torchvision.models, name)(num_classes=1000)
-
-
-def grown(name: str, number: int = 4) -> DyRepBackbone:
-    """A network with ``number`` random blocks, as a DyRep run has halfway."""
-    net = DyRepBackbone(_network(name), exclude=('conv1', ))
-    for op in random.Random(0).sample(net.candidates(), number):
-        net.expand(op)
-    return net
-
-
-def networks(name: str) -> Dict[str, Callable[[], nn.Module]]:
-    """Makers of networks to compare, by name; the plain one first."""
-    def static(space: str) -> DyRepBackbone:
-        return DyRepBackbone(_network(name), space=space, static=True, exclude=('conv1', ))
-
-    return {
-        'plain': lambda: _network(name),
-        'static DBB, batch statistics': lambda: static('dbb'),
-        'static seven, batch statistics': lambda: static('dyrep'),
-        'static DBB, fixed statistics': lambda: fixed(static('dbb')),
-        'static seven, fixed statistics': lambda: fixed(static('dyrep')),
-        'four blocks of seven, batch statistics': lambda: grown(name),
-        'four blocks of seven, fixed statistics': lambda: fixed(grown(name)),
-    }
-
-
-class Iteration:
-    """Forward, backward and an SGD step of a network on a batch of noise.
-
-    Args:
-        model (nn.Module): In the modes that it shall train in.
-        options (Options): Batch, size, device, precision.
-    """
-
-    def __init__(self, model: nn.Module, options: Options) -> None:
-        self.model, self.options = place(model, options), options
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
-        generator = torch.Generator().manual_seed(0)
-        self.x: Tensor = place(torch.randn(options.batch, 3, options.size, options.size, generator=generator), options)
-
-    def __call__(self) -> None:
-        self.optimizer.zero_grad()
-        with torch.autocast(self.options.device, enabled=self.options.amp):
-            loss = self.model(self.x).float().square().mean()
-        loss.backward()
-        self.optimizer.step()
-
-    @property
-    def standing(self) -> int:
-        """Bytes of what is there between two iterations, gradients included."""
-        tensors: List[Tensor] = [self.x, *self.model.parameters(), *self.model.buffers()]
-        tensors += [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        tensors += [value for state in self.optimizer.state.values() for value in state.values()
-                    if isinstance(value, Tensor)]
-        return bytes_of(tensors)
-
-
-class Evaluation:
-    """Forward of a network in eval mode without gradients."""
-
-    def __init__(self, model: nn.Module, options: Options) -> None:
-        self.model, self.options = place(model, options).eval(), options
-        generator = torch.Generator().manual_seed(0)
-        self.x: Tensor = place(torch.randn(options.batch, 3, options.size, options.size, generator=generator), options)
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        with torch.autocast(self.options.device, enabled=self.options.amp):
-            self.model(self.x)

@@ -6,7 +6,9 @@ from rich.console import Console
 from rich.table import Table
 
 _TITLES = {'blocks': 'Blocks, forward and backward', 'training': 'Iterations of training (forward, backward, SGD)',
-           'evaluation': 'Evaluation, without gradients'}
+           'evaluation': 'Evaluation, without gradients',
+           'updates': 'Scores and updates, 20 batches, in iterations of the plain network',
+           'history': 'A whole training: time integrated over its structures'}
 _KEYS = ('shape', 'network', 'batch')
 
 

@@ -4,15 +4,16 @@ import platform
 import sys
 import time
 from dataclasses import asdict, replace
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import torch
 
 from mmdyrep.version import __version__
 
-from . import cases
-from .cases import Evaluation, Iteration, Options, place
+from . import cases, histories, updates
+from .cases import Options, place
 from .measuring import interleaved, kept_bytes, peak_bytes
+from .networks import Evaluation, Iteration, Wrap, build, images, kind_of, wraps
 
 Row = Dict[str, Any]
 
@@ -30,8 +31,10 @@ def run(options: Options) -> Dict[str, Any]:
         options = replace(options, batch=2, size=64, block_batch=2, rounds=1)
     begin = time.time()
     torch.manual_seed(0)
-    measure = {'blocks': _blocks, 'training': _training, 'evaluation': _evaluation}
-    sections = {name: measure[name](options) for name in cases.SECTIONS if name in options.only}
+    measure = {'blocks': _blocks, 'training': _training, 'evaluation': _evaluation, 'updates': _updates,
+               'history': _history}
+    wanted = [name for name in cases.SECTIONS if name in options.only and (name != 'history' or options.history)]
+    sections = {name: rows for name in wanted for rows in [measure[name](options)] if rows}
     return {'version': 1, 'settings': asdict(options), 'machine': _machine(options), 'sections': sections,
             'seconds': round(time.time() - begin, 1)}
 
@@ -71,11 +74,17 @@ def _blocks(options: Options) -> List[Row]:
     return rows
 
 
+def _chosen(network: str, options: Options, evaluation: bool = False) -> List[Tuple[str, Wrap]]:
+    return [(name, wrap) for name, wrap in wraps(network, evaluation).items()
+            if name == 'plain' or not options.rows or any(part in name for part in options.rows)]
+
+
 def _training(options: Options) -> List[Row]:
     rows, device = [], torch.device(options.device)
     for network in options.networks:
+        x = images(network, options)
         # one after the other would take less memory, but not the same moment of a shared machine
-        iterations = {name: Iteration(make(), options) for name, make in cases.networks(network).items()}
+        iterations = {name: Iteration(build(network, wrap), x, options) for name, wrap in _chosen(network, options)}
         times = interleaved(iterations, options.rounds, device)
         peaks = {}
         for name, iteration in iterations.items():
@@ -87,13 +96,22 @@ def _training(options: Options) -> List[Row]:
 
 def _evaluation(options: Options) -> List[Row]:
     rows, device = [], torch.device(options.device)
-    kinds = ('plain', 'static seven, fixed statistics', 'four blocks of seven, fixed statistics')
     for network in options.networks:
-        makers = cases.networks(network)
         for batch in sorted({1, options.batch}):
-            runs = {name: Evaluation(makers[name](), replace(options, batch=batch)) for name in kinds}
+            x = images(network, options, batch)
+            runs = {name: Evaluation(wrap(kind_of(network).backbone()), x, options)
+                    for name, wrap in _chosen(network, options, evaluation=True)}
             for evaluation in runs.values():
                 evaluation()  # the second call of a block in a row keeps its kernel
             times = interleaved(runs, options.rounds * (5 if batch == 1 else 1), device)
             rows += _rows(times, {}, '', network=network, batch=batch)
     return rows
+
+
+def _updates(options: Options) -> List[Row]:
+    return [row for network in options.networks if not kind_of(network).detector
+            for row in updates.measured(network, options)]
+
+
+def _history(options: Options) -> List[Row]:
+    return histories.measured(options)

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmdyrep.reparam import Measure, Statistics
+from mmdyrep.reparam import Block, Measure, Statistics
 from mmdyrep.reparam.surgery import outer_blocks
 
 from .calibration import Calibration, Found, Look
@@ -123,14 +123,22 @@ class Inputs:
             if not missing:
                 raise Stop
 
-        hooks = [norm.register_forward_pre_hook(see, with_kwargs=True) for norm in norms]
+        hooks, looked_at = [norm.register_forward_pre_hook(see, with_kwargs=True) for norm in norms], set(norms)
         with passes(hooks, op) as through:
             for norm in norms:
                 norm.training = True
+            for branch in op.branches.values() if isinstance(op, Block) else ():
+                if branch.bn in looked_at:
+                    # nothing more is made of what such a norm puts out
+                    branch.bn.forward = _nothing
             for call in kept:
                 missing.update(norms)
                 through(call.again, op)
         return found.means()
+
+
+def _nothing(x: Tensor) -> Tensor:
+    return x.new_zeros(1, 1, 1, 1)
 
 
 def _layers(root: nn.Module) -> List[nn.Module]:

@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from mmdyrep import benchmark
-from mmdyrep.benchmark import cases, measuring, reference
+from mmdyrep.benchmark import cases, histories, measuring, networks, reference, updates
+from mmdyrep.dynamics import macs
+from mmdyrep.engine.history import History
+from mmdyrep.fileio import write_json
 from mmdyrep.reparam import merging
 
 ROOT = Path(__file__).parents[2]
@@ -62,9 +65,81 @@ def test_reference_blocks_compute_what_ours_do(ours, theirs):
 
 
 def test_fixed_blocks_run_as_one_convolution_in_training():
-    net = cases.fixed(cases.grown('resnet18', 1))
+    net = cases.fixed(networks.build('resnet18', lambda net: networks.grown(net, 1)))
     block = net.get_submodule(list(net.structure['ops'])[0])
     assert block.training and net.bn1.training and not merging.why_branchwise(block)
+
+
+def test_a_reference_network_has_the_branches_of_ours():
+    """Both have the norms behind, too, and as many MACs."""
+    ours = networks.build('resnet18', networks.wraps('resnet18')['static DBB'])
+    theirs = networks.build('resnet18', networks.wraps('resnet18')['DBB of nn.Sequential'])
+    assert macs.parameters(theirs) == macs.parameters(ours)
+    x = torch.zeros(1, 3, 64, 64)
+    assert macs.count(theirs, x).total == macs.count(ours, x).total
+    assert [tuple(out.shape) for out in (theirs(x.repeat(2, 1, 1, 1)), ours(x.repeat(2, 1, 1, 1)))] == [(2, 1000)] * 2
+
+
+def test_an_online_network_trains_as_one_convolution_per_block():
+    net = networks.build('resnet18', networks.wraps('resnet18')['four blocks, online'])
+    assert len(net.structure['ops']) == 4
+    assert not any(merging.why_branchwise(net.get_submodule(op)) for op in net.structure['ops'])
+
+
+def test_scores_and_updates_are_told_in_iterations():
+    rows = {row['name']: row for row in updates.measured('vgg16', benchmark.Options(quick=True, batch=2, rounds=1))}
+    assert list(rows) == ['iteration', 'scores, synflow', 'scores, snip_bn', 'update, 1 op', 'update, 4 ops',
+                          'update, 1 op, online with 4 blocks']
+    for row in rows.values():
+        assert row['time_ratio'] == pytest.approx(row['seconds'] / rows['iteration']['seconds'], rel=0.5)
+    assert rows['scores, snip_bn']['time_ratio'] < 0.5 < rows['update, 1 op']['time_ratio']
+
+
+def run_of_three_structures(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    one = {'ops': {'features.0.conv': ['kxk', '1x1']}}
+    two = {'ops': {**one['ops'], 'features.1.conv': ['kxk', '1x1', 'residual']}}
+    for number, structure in ((1, one), (2, one), (3, two)):
+        write_json(folder / f'structure_{number}.json', dict(structure, version=1))
+    costs = dict(macs=dict(backbone=1), parameters=dict(backbone=1))
+    history = History()
+    history.begin(0, costs, dict(by_epoch=True, input_shape=[1, 32, 32]))
+    for epoch, iteration in ((1, 20), (2, 40), (3, 50)):
+        history.add(dict(costs, epoch=epoch, iter=iteration, grown=[], cut=[]))
+    history.iterations = 100
+    history.write(folder)
+    return folder / 'history.json'
+
+
+def test_structures_of_a_run_count_by_their_share_of_its_iterations(tmp_path):
+    content, found = histories.spans(run_of_three_structures(tmp_path))
+    assert content['iterations'] == 100
+    assert [list(span.ops) for span in found] == [[], ['features.0.conv'], ['features.0.conv', 'features.1.conv']]
+    assert [span.share for span in found] == pytest.approx([0.2, 0.3, 0.5])
+
+
+def test_the_time_of_a_training_is_the_weighted_sum_of_its_iterations(tmp_path, monkeypatch):
+    file = run_of_three_structures(tmp_path)
+    times = {('plain', 0): (2.0, 1.0), **{(name, number): (seconds, seconds / 2)
+             for name, much in (('the run', 1), ('the run, online', 0.5))
+             for number, seconds in enumerate((2.0, 2 + much, 2 + 2 * much))}}
+    built = {}
+
+    def interleaved(runs, *_):
+        built.update(runs)
+        return {key: measuring.Times(*times[key]) for key in runs}
+
+    monkeypatch.setattr(histories, 'interleaved', interleaved)
+    monkeypatch.setattr(histories, 'peak_bytes', lambda run, *_: len(run.model.structure['ops']) + 1
+                        if hasattr(run.model, 'structure') else 2)
+    config = 'configs/small/dyrep_vgg16-w8_b64_fashion-mnist.py'
+    rows = histories.measured(benchmark.Options(quick=True, rounds=1, history=(config, str(file))))
+    assert [row['seconds'] for row in rows] == pytest.approx([2, 2 * .2 + 3 * .3 + 4 * .5, 2 * .2 + 2.5 * .3 + 3 * .5])
+    assert [row['time_ratio'] for row in rows] == pytest.approx([1, 1.65, 1.325])
+    assert [row['memory_ratio'] for row in rows] == [1, 1.5, 1.5]
+    last = built['the run, online', 2].model
+    assert last.online and not built['the run', 2].model.online
+    assert list(last.structure['ops']) == ['features.0.conv', 'features.1.conv']
 
 
 def test_a_quick_run_and_what_it_prints(capsys, tmp_path):
@@ -84,10 +159,13 @@ def test_a_quick_run_and_what_it_prints(capsys, tmp_path):
 @pytest.mark.slow
 def test_the_command_runs_all_sections(tmp_path):
     file = tmp_path / 'out.json'
-    command = [sys.executable, 'tools/benchmark.py', '--quick', '--threads', '1', '--json', str(file)]
+    run = ['configs/small/dyrep_vgg16-w8_b64_fashion-mnist.py', str(run_of_three_structures(tmp_path / 'dyrep'))]
+    command = [sys.executable, 'tools/benchmark.py', '--quick', '--threads', '1', '--json', str(file),
+               '--plot', str(tmp_path / 'out.png'), '--networks', 'vgg16', '--history', *run]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=380)
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
     assert set(found['sections']) == set(benchmark.SECTIONS) and found['machine']['threads'] == 1
+    assert (tmp_path / 'out.png').exists()
     assert all(row['seconds'] > 0 for rows in found['sections'].values() for row in rows)
     assert 'Peak' in done.stdout and 'STAGE' not in done.stdout + done.stderr
