@@ -165,6 +165,10 @@ def test_a_search_goes_on_from_its_state_to_the_bit():
     steps(second, range(5, 8))
     assert torch.equal(second.alpha, straight.alpha)
     assert second.ranking() == straight.ranking()
+    first, second = Architecture(keys, 3, generator=generator(7)), Architecture(keys, 3)
+    assert first.ranking() != second.ranking()
+    second.load_state_dict(first.state_dict())
+    assert first.ranking() == second.ranking()
     for other, message in ((Architecture(keys[:-1], 3), r"9 branches, this one 8; \('op', '8'\)"),
                            (Architecture(keys, 4), 'keeps 3 branches, this one 4')):
         with pytest.raises(ValueError, match=message):
