@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import gating, kernels, merging, online
+from . import gating, kernels, merging, online, summing
 from .answers import AsConv
 from .branches import BRANCHES, Branch, MakeNorm, kernel_of
 from .gating import Gate
@@ -67,13 +67,15 @@ class Block(AsConv):
         return [name for name in self.branches if name != 'kxk']
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map of shape (N, C_in, H, W) to (N, C_out, H', W'), as one convolution where nobody can tell.
+        """Map of shape (N, C_in, H, W) to (N, C_out, H', W'), as one convolution or one sum where nobody can tell.
 
         The argument is named as a convolution's, for calls by keyword.
         """
         if self.training and not self.settled:
             online.settle(self, input)
         out = merging.run(self, input)
+        if out is None:
+            out = summing.run(self, input)
         return self.note(self.branchwise(input) if out is None else out)
 
     def branchwise(self, x: Tensor) -> Tensor:

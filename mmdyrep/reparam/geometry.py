@@ -1,5 +1,5 @@
 """The shape of a convolution: everything about it but its numbers."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Tuple
 
 import torch.nn.functional as F
@@ -55,6 +55,11 @@ class Geometry:
     def depthwise(self) -> bool:
         """Whether each output channel sees just the input channel of its own number."""
         return self.groups == self.in_channels == self.out_channels
+
+    @property
+    def unpadded(self) -> 'Geometry':
+        """The same on maps that have been padded before."""
+        return replace(self, padding=(0, 0))
 
     def output_size(self, size: Pair) -> Pair:
         """Height and width of the output for those of the input."""

@@ -20,20 +20,26 @@ PLAIN_CONVS = ('mmcv.cnn.bricks.wrappers.Conv2d',)
 _HALVES = (torch.float16, torch.bfloat16)
 
 # compilers know the function and take it for true
-_compiling = getattr(getattr(torch, 'compiler', None), 'is_compiling', None) or getattr(
+compiling = getattr(getattr(torch, 'compiler', None), 'is_compiling', None) or getattr(
     torch._utils, 'is_compiling', lambda: False)
 
 
 # ---------------------------------------------------------------------- may it?
 
-def _why_called(module: nn.Module) -> str:
+def why_called(module: nn.Module) -> str:
     """Why a module has to be called itself; empty if nobody would notice."""
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return 'a module in it has a hook'
     # compilers can't look into `__dict__`
-    if not _compiling() and ('forward' in module.__dict__ or '_conv_forward' in module.__dict__):
+    if not compiling() and ('forward' in module.__dict__ or '_conv_forward' in module.__dict__):
         return 'the forward of a module in it has been replaced'
     return ''
+
+
+def hooks_for_all() -> bool:
+    """Whether somebody has registered hooks for all modules there are."""
+    return bool(modules._global_forward_hooks or modules._global_forward_pre_hooks or modules._global_backward_hooks
+                or modules._global_backward_pre_hooks)
 
 
 def is_plain_conv(kind: type) -> bool:
@@ -46,19 +52,19 @@ def _why_conv(module: Optional[nn.Module]) -> str:
     if module is None:
         return ''
     if hasattr(module, 'branches'):
-        return _why_called(module) or why_branchwise(module)
+        return why_called(module) or why_branchwise(module)
     if not isinstance(module, nn.Conv2d) or not is_plain_conv(type(module)):
         return f'{type(module).__name__} is more than a plain convolution'
-    if not _compiling() and module._parameters.get('weight') is None:
+    if not compiling() and module._parameters.get('weight') is None:
         return 'the weight of a convolution in it is computed from others'
-    return _why_called(module)
+    return why_called(module)
 
 
 def _why_norm(module: Optional[nn.Module]) -> str:
     if module is None:
         return ''
     if isinstance(module, nn.Identity):  # the norm has been fused into the convolution before it
-        return _why_called(module)
+        return why_called(module)
     kind = type(module)
     if not isinstance(module, _BatchNorm) or kind.forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
         return f'{kind.__name__} is more than a batch norm'
@@ -66,7 +72,7 @@ def _why_norm(module: Optional[nn.Module]) -> str:
         return 'a norm in it works with statistics of the batch'
     if module.weight is None or module.bias is None or module.running_mean is None or module.running_var is None:
         return 'a norm in it is not affine or keeps no statistics'
-    return _why_called(module)
+    return why_called(module)
 
 
 def why_branchwise(block: nn.Module) -> str:
@@ -77,13 +83,12 @@ def why_branchwise(block: nn.Module) -> str:
     """
     if block.gate is not None:
         return 'a search decides which of its branches run'
-    if (modules._global_forward_hooks or modules._global_forward_pre_hooks or modules._global_backward_hooks
-            or modules._global_backward_pre_hooks):
+    if hooks_for_all():
         return 'there are hooks for all modules'
     for branch in block.branches.values():
         why = (_why_norm(branch.bn) or _why_conv(getattr(branch, 'conv', None))
                or _why_norm(getattr(branch, 'bn1', None)) or _why_conv(getattr(branch, 'conv1', None))
-               or _why_called(branch))
+               or why_called(branch))
         if why:
             return why
     return ''
@@ -181,7 +186,7 @@ class _Convolution(torch.autograd.Function):
                                     for found, tensor, needed in zip(by_tensor, tensors, needs)))
 
 
-def _form(parts: Parts) -> Parts:
+def form_of(parts: Parts) -> Parts:
     """What is known of the numbers of a block without them."""
     return merged.with_tensors(parts, iter([merged.Place()] * len(merged.tensors_of(parts))))
 
@@ -197,7 +202,7 @@ def _unrecorded() -> Iterator[None]:
         torch._C._set_tracing_state(state)
 
 
-def _recorded(x: Tensor, tensors: List[Tensor]) -> bool:
+def recorded(x: Tensor, tensors: List[Tensor]) -> bool:
     """Whether somebody records or transforms what is computed: tracers, function transforms, fake tensors."""
     if torch.jit.is_tracing() or forward_ad._current_level >= 0 or x.is_meta:
         return True
@@ -236,7 +241,7 @@ def run(block: nn.Module, x: Tensor) -> Optional[Tensor]:
         with _unrecorded(), torch.no_grad():
             kernel = merge(parts, own)
         return convolve(x, kernel, geometry)
-    if _compiling() or _recorded(x, tensors):
+    if compiling() or recorded(x, tensors):
         return convolve(x, merge(parts, own), geometry)
     if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
         return convolve(x, constant.kernel(block, parts, lambda numbers: merge(numbers, own)), geometry)
@@ -246,4 +251,4 @@ def run(block: nn.Module, x: Tensor) -> Optional[Tensor]:
     dtype = autocast_dtype(x.device)
     if dtype is not None and own != torch.float64:
         x, own = x.to(dtype), dtype
-    return _Convolution.apply(x, _form(parts), own, *tensors)
+    return _Convolution.apply(x, form_of(parts), own, *tensors)
