@@ -155,6 +155,7 @@ def test_large_maps_lie_with_their_channels_last_within_and_nobody_notices(chann
     assert layouts == [channels == 1] and got[0].is_contiguous() and got[1].is_contiguous()
     for a, b in zip(got, exact):
         torch.testing.assert_close(a.double(), b.double(), rtol=1e-4, atol=1e-3)
+    assert block(torch.randn(3, channels, 12, 16)[..., 1:14]).is_contiguous()  # of a slice, too
 
 
 def test_compiled_as_one_graph():
