@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as modules
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import constant, merged
+from . import branches, constant, merged
 from .autocast import autocast_dtype, without_autocast
 from .geometry import Geometry
 from .kernels import Kernel
@@ -17,6 +17,10 @@ from .merged import Conv, Norm, Part, Parts
 
 # Subclasses of nn.Conv2d whose forward is the plain convolution on every non-empty input.
 PLAIN_CONVS = ('mmcv.cnn.bricks.wrappers.Conv2d',)
+# What a block of these computes is known here; others run as they are written.
+KNOWN = dict(zip(('kxk', '1x1', '1x1_kxk', '1x1_avg', '1xk', 'kx1', 'residual'), (
+    branches.KxK, branches.OneByOne, branches.OneByOneKxK, branches.OneByOneAvg, branches.OneByK, branches.KByOne,
+    branches.Residual)))
 _HALVES = (torch.float16, torch.bfloat16)
 
 # compilers know the function and take it for true
@@ -34,6 +38,11 @@ def why_called(module: nn.Module) -> str:
     if not compiling() and ('forward' in module.__dict__ or '_conv_forward' in module.__dict__):
         return 'the forward of a module in it has been replaced'
     return ''
+
+
+def why_own(name: str, branch: nn.Module) -> str:
+    """Why a branch has to be called itself; empty if it is one of Table 1 and nobody would notice."""
+    return why_called(branch) if type(branch) is KNOWN.get(name) else f'{name} is no branch of Table 1'
 
 
 def hooks_for_all() -> bool:
@@ -85,10 +94,9 @@ def why_branchwise(block: nn.Module) -> str:
         return 'a search decides which of its branches run'
     if hooks_for_all():
         return 'there are hooks for all modules'
-    for branch in block.branches.values():
-        why = (_why_norm(branch.bn) or _why_conv(getattr(branch, 'conv', None))
-               or _why_norm(getattr(branch, 'bn1', None)) or _why_conv(getattr(branch, 'conv1', None))
-               or why_called(branch))
+    for name, branch in block.branches.items():
+        why = (why_own(name, branch) or _why_norm(branch.bn) or _why_conv(getattr(branch, 'conv', None))
+               or _why_norm(getattr(branch, 'bn1', None)) or _why_conv(getattr(branch, 'conv1', None)))
         if why:
             return why
     return ''

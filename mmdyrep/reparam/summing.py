@@ -47,8 +47,8 @@ def why_branchwise(block: nn.Module) -> str:
     """
     if merging.hooks_for_all():
         return 'there are hooks for all modules'
-    for branch in block.branches.values():
-        why = merging.why_called(branch)
+    for key, branch in block.branches.items():
+        why = merging.why_own(key, branch)
         for name, module in branch.named_children():
             why = why or (_why_norm if name.startswith('bn') else _why_conv)(module)
         if why:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook
 
-from mmdyrep.reparam import Block, summing
+from mmdyrep.reparam import Block, merging, summing
+from mmdyrep.reparam.branches import OneByK
 from tests.convolutions import convs, error, images_for, seeds
 
 from .test_block import block_on
@@ -118,6 +119,8 @@ UNSUITABLE = {
         block.branches['1x1'], 'bn', nn.BatchNorm2d(4, track_running_stats=False).double()),
     'norm that is not affine': lambda block: setattr(
         block.branches['1x1'], 'bn', nn.BatchNorm2d(4, affine=False).double()),
+    'branch of another kind': lambda block: setattr(
+        block.branches['1xk'], '__class__', type('Own', (OneByK, ), {'forward': lambda self, x: self.bn(x)})),
     'convolution with a bias': lambda block: setattr(
         block.branches['1xk'].conv, 'bias', nn.Parameter(torch.zeros(4, dtype=torch.float64))),
 }
@@ -146,7 +149,7 @@ def test_branches_run_where_a_norm_or_a_convolution_is_not_as_a_block_makes_it(w
     called = []
     block.branchwise = lambda x: called.append(x) or x
     block(x_for(block))
-    assert called
+    assert called and (what != 'branch of another kind' or merging.why_branchwise(block.eval()))
 
 
 def test_hooks_see_their_input_and_what_they_return_counts():
