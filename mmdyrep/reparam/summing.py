@@ -45,6 +45,8 @@ def why_branchwise(block: nn.Module) -> str:
     It may if all norms are plain batch norms with statistics of the batch and nobody could notice that the modules in
     it are not called; nested blocks are called.
     """
+    if block.gate is not None:
+        return 'a search decides which of its branches run'
     if merging.hooks_for_all():
         return 'there are hooks for all modules'
     for key, branch in block.branches.items():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook
 
-from mmdyrep.reparam import Block, merging, summing
+from mmdyrep.reparam import Block, gating, merging, summing
 from mmdyrep.reparam.branches import OneByK
 from tests.convolutions import convs, error, images_for, seeds
 
@@ -121,6 +121,7 @@ UNSUITABLE = {
         block.branches['1x1'], 'bn', nn.BatchNorm2d(4, affine=False).double()),
     'branch of another kind': lambda block: setattr(
         block.branches['1xk'], '__class__', type('Own', (OneByK, ), {'forward': lambda self, x: self.bn(x)})),
+    'search': lambda block: setattr(block, 'gate', gating.Gate()),
     'convolution with a bias': lambda block: setattr(
         block.branches['1xk'].conv, 'bias', nn.Parameter(torch.zeros(4, dtype=torch.float64))),
 }
