@@ -76,7 +76,7 @@ def test_builds_with_the_structure_that_its_folder_promises(name):
         assert hook.warmup == round(epochs * 15 / 150) and hook.search == round(epochs * 35 / 150)
         _, backbone = find_backbone(model)
         ops = backbone.structure['ops']
-        assert list(ops) == list(backbone.survey.ops) and all(backbone.leaves_out(op) for op in ops)
+        assert list(ops) == list(backbone.survey.ops) and all(leaves_out(backbone, op) for op in ops)
         assert {branch for branches in ops.values() for branch in branches} == {*backbone.space} and len(
             backbone.space) == 7
     elif name.startswith('dbb/') and 'repvgg' not in name:
