@@ -55,10 +55,12 @@ class Outputs:
 
 
 @needs_images
-@pytest.mark.parametrize('ema', CLASSES, ids=lambda ema: '-'.join(str(value) for value in ema.values()))
-def test_function_is_kept_and_averaging_goes_on(tmp_path: Path, ema: Dict[str, Any]) -> None:
+@pytest.mark.parametrize('online, ema', [*((False, ema) for ema in CLASSES), (True, CLASSES[1]), (True, CLASSES[4])],
+                         ids=lambda value: '-'.join(map(str, value.values())) if isinstance(value, dict) else None)
+def test_function_is_kept_and_averaging_goes_on(tmp_path: Path, online: bool, ema: Dict[str, Any]) -> None:
     # the second update expands ops that lie in blocks, too
     cfg = dyrep_config(ema=ema, images=96, hook=dict(num_grow=3))
+    cfg.model.backbone.online = online
     cfg.train_cfg.max_epochs = 3
     cfg.param_scheduler = []
     outputs = Outputs()
@@ -75,7 +77,8 @@ def test_function_is_kept_and_averaging_goes_on(tmp_path: Path, ema: Dict[str, A
 
 
 @needs_images
-def test_statistics_are_those_of_the_source(tmp_path: Path) -> None:
+@pytest.mark.parametrize('online', [False, True])
+def test_statistics_are_those_of_the_source(tmp_path: Path, online: bool) -> None:
     def same(runner: Runner) -> None:
         copy, = averaged_copies(runner)
         source = dyrep_hook(runner)._backbone
@@ -85,6 +88,7 @@ def test_statistics_are_those_of_the_source(tmp_path: Path) -> None:
                 assert torch.equal(buffer, dict(copy.backbone.named_buffers())[name]), name
 
     cfg = dyrep_config(ema=dict(momentum=0.1), images=96, hook=dict(num_grow=3))
+    cfg.model.backbone.online = online
     cfg.param_scheduler = []
     runner = runner_of(cfg, tmp_path, Call(after=same))
     runner.train()
