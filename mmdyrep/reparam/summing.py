@@ -153,7 +153,9 @@ class _Summed(torch.autograd.Function):
         own = merged.tensors_of(tuple(found))
         ctx.form, ctx.low, ctx.found, ctx.number = form, low, merging.form_of(tuple(found)), len(tensors)
         ctx.save_for_backward(x, *tensors, *own)
-        return out.contiguous(memory_format=_outer_layout(x))
+        out = out.contiguous(memory_format=_outer_layout(x))
+        # what follows may write into it, as a ReLU in place does where the norm behind is left out
+        return out.clone() if out._is_view() else out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tuple[Optional[Tensor], ...]:
