@@ -57,6 +57,21 @@ def test_gradients_of_other_strides():
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('size', [6, 12])
+def test_what_follows_may_write_into_the_output(layout, size):
+    block = training_block().float()
+    x = torch.randn(2, block.geometry.in_channels, size, size).contiguous(memory_format=layout).requires_grad_()
+    assert runs_summed(block, x)
+    twin = copy.deepcopy(block)
+    out, wanted = torch.relu_(block(x)), torch.relu(branches_of(twin, x))
+    torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-4)
+    upstream = torch.randn_like(out) * (wanted > 1e-3)
+    for a, b in zip(torch.autograd.grad(out, [x, *block.parameters()], upstream),
+                    torch.autograd.grad(wanted, [x, *twin.parameters()], upstream)):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize('reentrant', [True, False])
 def test_activation_checkpointing(reentrant):
     block = training_block()
