@@ -73,7 +73,19 @@ class Shape(NamedTuple):
         """Convolution, in lower precision if one is given."""
         if low is not None:
             x, weight = x.to(low), weight.to(low)
-        return maps.laid_as(F.conv2d(x, weight, None, *self), x)
+        shape, x = self._of_its_pixels(x, weight)
+        return maps.laid_as(F.conv2d(x, weight, None, *shape), x)
+
+    def _of_its_pixels(self, x: Tensor, weight: Tensor) -> Tuple['Shape', Tensor]:
+        """A 1x1 convolution with a stride as one without, of the pixels that it sees.
+
+        In PyTorch 2.1 the gradient of the kernel of the former overwrites memory that is not its own, on the CPU with
+        channels last.
+        """
+        if weight.shape[2:].numel() > 1 or self.padding != (0, 0) or self.stride == (1, 1):
+            return self, x
+        rows, columns = self.stride
+        return self._replace(stride=(1, 1)), maps.laid_as(x[:, :, ::rows, ::columns], x)
 
     def back(self, gradient: Tensor, x: Tensor, weight: Tensor, low: Optional[torch.dtype], needs_x: bool,
              needs_weight: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
@@ -83,9 +95,13 @@ class Shape(NamedTuple):
         cast = weight
         if low is not None:
             gradient, x, cast = gradient.to(low), x.to(low), weight.to(low)
-        by_x, by_weight, _ = _backward(gradient, x, cast, None, self.stride, self.padding, self.dilation, False,
-                                       (0, 0), self.groups, (needs_x, needs_weight, False))
-        if needs_x:
+        shape, seen_of_x = self._of_its_pixels(x, cast)
+        by_x, by_weight, _ = _backward(gradient, seen_of_x, cast, None, shape.stride, shape.padding, shape.dilation,
+                                       False, (0, 0), shape.groups, (needs_x, needs_weight, False))
+        if needs_x and shape != self:
+            by_seen, by_x = by_x, torch.zeros_like(x, dtype=by_x.dtype)
+            by_x[:, :, ::self.stride[0], ::self.stride[1]] = by_seen
+        elif needs_x:
             by_x = maps.laid_as(by_x, x)
         return by_x, by_weight.to(weight.dtype) if needs_weight else None
 

@@ -1,5 +1,9 @@
 """A block with statistics of the batch as one sum, in all that PyTorch does with modules."""
 import copy
+import glob
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -70,6 +74,29 @@ def test_what_follows_may_write_into_the_output(layout, size):
     for a, b in zip(torch.autograd.grad(out, [x, *block.parameters()], upstream),
                     torch.autograd.grad(wanted, [x, *twin.parameters()], upstream)):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+STRIDED = """
+import torch
+from mmdyrep import DyRepBackbone
+torch.set_num_threads(1)
+for channels in (3, 12):
+    conv = torch.nn.Conv2d(channels, 12, 3, 2, 1, bias=False)
+    net = DyRepBackbone(torch.nn.Sequential(conv, torch.nn.BatchNorm2d(12)))
+    net.expand('0')
+    for batch in (1, 2, 4) * 3:
+        net(torch.randn(batch, channels, 64, 64, requires_grad=True)).square().mean().backward()
+print('done')
+"""
+
+
+def test_memory_is_whole_behind_strided_blocks():
+    # PyTorch 2.1 writes where it should not in the gradients of 1x1 convolutions with a stride and channels last
+    watch = glob.glob('/lib/*/libc_malloc_debug.so.0')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', STRIDED], capture_output=True, text=True,
+                          env={**os.environ, 'MALLOC_CHECK_': '3', 'OMP_NUM_THREADS': '1',
+                               **({'LD_PRELOAD': watch[0]} if watch else {})})
+    assert done.returncode == 0 and done.stdout == 'done\n', done.stderr
 
 
 @pytest.mark.parametrize('reentrant', [True, False])
