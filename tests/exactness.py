@@ -137,6 +137,14 @@ def frozen(trained: Trained) -> Trained:
     return Trained(model, trained.size)
 
 
+def online(trained: Trained) -> Trained:
+    """The network with the statistics of blocks fixed between updates, those of its norms taken from each batch."""
+    model = copy.deepcopy(trained.model)
+    model.backbone._dyrep.online = True
+    model.train()
+    return Trained(model, trained.size)
+
+
 def row(name: str, what: str, distances: Iterator[Tuple[float, float]]) -> None:
     train, evaluate = zip(*distances)
     print(f'| {name} | {what} | {100 * statistics.median(train):.2g} % | {100 * max(train):.2g} % | '

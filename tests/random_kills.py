@@ -25,9 +25,10 @@ EMA = dict(momentum=0.1)
 
 def configs() -> Dict[str, Config]:
     """The runs to kill."""
-    keep_one = dict(default_hooks=dict(checkpoint=dict(max_keep_ckpts=1)))
+    online = dyrep_config(workers=1, default_hooks=dict(checkpoint=dict(max_keep_ckpts=1)))
+    online.model.backbone.online = True
     return {'epochs-ema': dyrep_config(ema=EMA), 'iterations-ema': dyrep_config(by_epoch=False, ema=EMA),
-            'worker-keep-one': dyrep_config(workers=1, **keep_one)}
+            'worker-keep-one-online': online}
 
 
 @dataclass

@@ -1,10 +1,13 @@
 """Statistics of blocks that stay fixed between updates, and the mode of a run that goes on."""
-from typing import Callable, List, Sequence
+import ast
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
+from mmengine.runner import Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyrep.dynamics import NotReached
 from mmdyrep.models import DyRepBackbone
+from mmdyrep.models.finding import unwrapped
 from mmdyrep.reparam import Statistics
 from mmdyrep.reparam.online import norms_in
 from mmdyrep.reparam.statistics import restate
@@ -44,9 +47,40 @@ def resumed(state: dict, backbone: DyRepBackbone) -> History:
         ValueError: With the setting to choose.
     """
     history = History(state)
-    began = bool(history.settings.get('online', False))
+    _check_mode(bool(history.settings.get('online', False)), backbone)
+    return history
+
+
+def check_resumed(runner: Runner, checkpoint: Dict[str, Any]) -> None:
+    """Refuse to go on in another mode than a checkpoint's config tells of; without DyRepHook there is no history.
+
+    Raises:
+        ValueError: With the setting to choose.
+    """
+    text = checkpoint.get('meta', {}).get('cfg')
+    if not getattr(runner, '_resume', False) or not isinstance(text, str):
+        return
+    backbones = [module for module in unwrapped(runner.model).modules() if isinstance(module, DyRepBackbone)]
+    began = _online_in(text)
+    if backbones and began is not None:
+        _check_mode(began, backbones[0])
+
+
+def _online_in(text: str) -> Optional[bool]:
+    """Setting of the DyRepBackbone in a config, which is read, not run; None if there is none."""
+    try:
+        calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    except SyntaxError:
+        return None
+    for call in calls:
+        settings = {keyword.arg: getattr(keyword.value, 'value', None) for keyword in call.keywords}
+        if str(settings.get('type')).rpartition('.')[2] == 'DyRepBackbone':
+            return bool(settings.get('online', False))
+    return None
+
+
+def _check_mode(began: bool, backbone: DyRepBackbone) -> None:
     if began != backbone.online:
         raise ValueError(f'the checkpoint is of a run with DyRepBackbone(online={began}), the config has '
                          f'online={backbone.online}. A run goes on only as it began: set online={began} to resume, or '
                          'start a new run from its weights with load_from')
-    return history

@@ -81,6 +81,27 @@ def test_a_run_is_resumed_with_its_own_setting_alone(tmp_path: Path) -> None:
 
 
 @needs_images
+@pytest.mark.parametrize('began', [True, False])
+def test_so_is_a_static_run_without_dyrep_hook(tmp_path: Path, began: bool) -> None:
+    def static(online: bool):
+        cfg = dyrep_config(backbone=dict(online=online, static=True, space='dbb'))
+        cfg.default_hooks.checkpoint.interval = 1
+        cfg.train_cfg.max_epochs = 1
+        return cfg
+
+    trained(static(began), tmp_path / 'run')
+    other = static(not began)
+    other.load_from, other.resume, other.train_cfg.max_epochs = str(tmp_path / 'run' / 'epoch_1.pth'), True, 2
+    with pytest.raises(ValueError, match=rf'online={began}\), the config has online={not began}'):
+        runner_of(other, tmp_path / 'other').train()
+    other.resume, other.train_cfg.max_epochs = False, 1
+    trained(other, tmp_path / 'new')
+    same = static(began)
+    same.load_from, same.resume, same.train_cfg.max_epochs = str(tmp_path / 'run' / 'epoch_1.pth'), True, 2
+    assert trained(same, tmp_path / 'same').epoch == 2
+
+
+@needs_images
 def test_a_static_run_calibrates_on_its_first_batch_and_is_repeated_to_the_bit(tmp_path: Path) -> None:
     def run(name: str):
         cfg = dyrep_config(backbone=dict(online=True, static=True, space='dbb'))

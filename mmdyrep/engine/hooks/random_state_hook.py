@@ -1,5 +1,5 @@
 """Runs that resume bit for bit."""
-from typing import List, Optional
+from typing import Any, Dict, List, Optional
 
 from mmengine.dataset import worker_init_fn
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
@@ -7,6 +7,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..calibrating import check_resumed
 from ..checkpoints import make_checkpoints_atomic, resume_from_readable
 from ..loops import epoch_length, loaders_of
 from ..random_state import counts_iterations, set_random_state, watch_fetches
@@ -46,6 +47,10 @@ class RandomStateHook(Hook):
         make_checkpoints_atomic(runner)
         resume_from_readable(runner)
         self._given = runner._randomness_cfg.get('seed')
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
+        """Refuse to resume a run with another ``DyRepBackbone(online=...)``, which nothing else would tell."""
+        check_resumed(runner, checkpoint)
 
     def before_train(self, runner: Runner) -> None:
         """Say what will not be exact; in an iteration loop take part in each fetch."""
