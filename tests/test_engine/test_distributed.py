@@ -46,7 +46,9 @@ def test_ranks_hold_the_same_model_and_averaged_model_after_every_update(straigh
     # and new parameters learn
     grown = [name for name in left['iterations'][8] if name not in left['iterations'][0]]
     assert grown
-    assert all(not torch.equal(left['iterations'][8][name], left['iterations'][15][name]) for name in grown)
+    # what an inner norm adds is taken out by the norm behind it: it gets no gradient
+    learning = [name for name in grown if not name.endswith('.bn1.bias')]
+    assert all(not torch.equal(left['iterations'][8][name], left['iterations'][15][name]) for name in learning)
 
 
 def test_the_model_is_wrapped_anew_as_it_was_and_the_old_wrapper_is_freed(straight: Path) -> None:

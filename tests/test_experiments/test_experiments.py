@@ -167,6 +167,7 @@ assert '--resume' in sys.argv and sys.argv[-1].startswith('randomness.seed=')
 print('settings', sys.argv[-1])
 with open(folder / 'calls', 'a') as file:
     file.write('x')
+time.sleep(0.2)
 if 'breaks' in str(folder):
     sys.exit('broken on purpose')
 '''
