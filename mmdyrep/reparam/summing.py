@@ -98,7 +98,7 @@ def _plainly(parts: Parts, x: Tensor, low: Optional[torch.dtype]) -> Tensor:
         return F.batch_norm(y, None, None, by.weight, by.bias, True, 0.0, by.eps)
 
     geometry, out = parts.geometry, 0.0
-    first = terms.Shape((1, 1), (0, 0), (1, 1), geometry.groups)
+    first = terms.first_shape(geometry)
     for part in parts.branches:
         y = x
         if part.conv1 is not None:
