@@ -27,7 +27,6 @@ from ..distributed import (
     from_first_rank,
     mean_statistics,
     remember_comm_hook,
-    saves_after_iteration,
 )
 from ..following import change, models_of, round_of, take_layout
 from ..history import History, check_saved, write_files
@@ -39,26 +38,7 @@ from ..scoring import check_metric, metric_settings, ops_of, readings, score, tr
 from ..starting import CallCount, image_shape, look_ahead, survey_by_first_batch
 from ..stepping import Steppers
 from ..updating import Policy
-
-
-class _After(Hook):
-    """Calls at the place of an update: after EMA and schedulers, before checkpoints."""
-
-    priority = 80
-
-    def __init__(self, owner: 'DyRepHook') -> None:
-        self.owner = owner
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        if self.owner.by_epoch:
-            self.owner.share_statistics(runner)
-            self.owner.after(runner, runner.epoch + 1)
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if not self.owner.by_epoch:
-            if saves_after_iteration(runner):
-                self.owner.share_statistics(runner)
-            self.owner.after(runner, runner.iter + 1)
+from .after import After
 
 
 @HOOKS.register_module()
@@ -119,8 +99,8 @@ class DyRepHook(Hook):
         check_order(runner, self)
         survey_by_first_batch(runner, self._backbone)
         check_candidates(self._backbone)
-        if not any(isinstance(hook, _After) for hook in runner.hooks):
-            runner.register_hook(_After(self))
+        if not any(isinstance(hook, After) for hook in runner.hooks):
+            runner.register_hook(After(self))
         remember_comm_hook(runner)
         make_checkpoints_atomic(runner)
         resume_from_readable(runner)
@@ -225,7 +205,7 @@ class DyRepHook(Hook):
             return
         self._active = False
         when = f'the update of {"epoch" if self.by_epoch else "iteration"} {now}'
-        self.share_statistics(runner)
+        mean_statistics(models_of(runner))
         check_agreement(models_of(runner), f'before {when}')
         moment = Moment(self._seed, len(self.history.updates))
         round_ = round_of(runner, self._backbone, self.batches.all(), self._shape, self._calls or 1)
@@ -250,10 +230,6 @@ class DyRepHook(Hook):
         report.show(runner, self._backbone, entry)
         self.structures[now] = self._backbone.structure
         self._write(runner)
-
-    def share_statistics(self, runner: Runner) -> None:
-        """Make the batch norm statistics of all ranks the same, as before an update and before they are saved."""
-        mean_statistics(models_of(runner))
 
     # ------------------------------------------------------------------ files
 

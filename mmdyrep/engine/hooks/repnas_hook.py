@@ -20,13 +20,11 @@ from ..costs import cost, counting_shape
 from ..distributed import (
     check_wrapper,
     from_first_rank,
-    mean_statistics,
     remember_comm_hook,
-    saves_after_iteration,
     true_on_all,
 )
 from ..ema import averaged_copies
-from ..following import models_of, take_layout
+from ..following import take_layout
 from ..forwards import copied
 from ..history import History, write_files
 from ..layout import layout
@@ -35,26 +33,7 @@ from ..search_checks import check_parallel, check_saved, check_search, check_set
 from ..searching import close, find_unused, finish, left_out, masked, reset_norms, searchable, slopes
 from ..starting import image_shape, look_ahead
 from ..stepping import Steppers
-
-
-class _After(Hook):
-    """Calls at the end of an epoch or iteration: after EMA and schedulers, before checkpoints."""
-
-    priority = 80
-
-    def __init__(self, owner: 'RepNASHook') -> None:
-        self.owner = owner
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        if self.owner.by_epoch:
-            mean_statistics(models_of(runner))
-            self.owner.after(runner, runner.epoch + 1)
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if not self.owner.by_epoch:
-            if saves_after_iteration(runner) or runner.iter + 1 == self.owner.border:
-                mean_statistics(models_of(runner))
-            self.owner.after(runner, runner.iter + 1)
+from .after import After
 
 
 @HOOKS.register_module()
@@ -116,8 +95,8 @@ class RepNASHook(Hook):
             check_order(runner, self)
             remember_comm_hook(runner)
         check_search(runner, self._backbone, self.border, self.by_epoch)
-        if not any(isinstance(hook, _After) for hook in runner.hooks):
-            runner.register_hook(_After(self))
+        if not any(isinstance(hook, After) for hook in runner.hooks):
+            runner.register_hook(After(self, self.border))
         make_checkpoints_atomic(runner)
         resume_from_readable(runner)
 
