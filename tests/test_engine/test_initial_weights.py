@@ -2,6 +2,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,10 +43,14 @@ def config(path: Path, way: str, **changes: Any) -> Any:
 def test_a_training_from_it_is_that_from_a_loaded_checkpoint(tmp_path: Path, augmented: Path) -> None:
     runs, seen = {}, {}
     for way in ('load_from', 'init_cfg'):
-        record = Record(lambda runner: [group['lr'] for group in runner.optim_wrapper.optimizer.param_groups])
+        record = Record(lambda runner: [(group['lr'], len(group['params']))
+                                        for group in runner.optim_wrapper.optimizer.param_groups])
         runs[way] = trained(config(augmented, way), tmp_path / way, [record])
         seen[way] = record.seen
-    assert seen['init_cfg'] == seen['load_from'] and len(set(map(len, seen['init_cfg']))) > 1
+    assert seen['init_cfg'] == seen['load_from']
+    rates, sizes = (np.array(seen['init_cfg'])[..., part] for part in (0, 1))
+    assert rates[0].tolist() == [0.025] * len(rates[0]) and rates[-1].tolist() == [0.05] * len(rates[0])
+    assert sizes[0].sum() < sizes[-1].sum()
     left, right = (runs[way].model.state_dict() for way in ('load_from', 'init_cfg'))
     assert list(left) == list(right) and any(f'{OP}.branches.kxk.conv.branches.1x1' in key for key in left)
     assert all(torch.equal(value, right[key]) for key, value in left.items())
