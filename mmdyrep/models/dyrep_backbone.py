@@ -143,6 +143,11 @@ class DyRepBackbone(Extension):
         return list(self._dyrep.space)
 
     @property
+    def settings(self) -> Dict[str, Any]:
+        """The settings that the history of a run keeps, as JSON can hold them."""
+        return self._dyrep.told
+
+    @property
     def input_shape(self) -> Optional[Tuple[int, ...]]:
         """(H, W) or (C, H, W) that was asked for."""
         return self._dyrep.input_shape

@@ -2,7 +2,7 @@
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from mmengine.registry import MODELS
 from torch import nn
@@ -32,6 +32,13 @@ class Settings:
     deployed: bool = False
     online: bool = False
     start: reparam.Start = field(default_factory=reparam.Drawn)
+    branch_init: Union[str, Dict[str, Any]] = 'default'  # what start was built from
+
+    @property
+    def told(self) -> Dict[str, Any]:
+        """What the record of a run tells of them."""
+        return {'space': list(self.space), 'online': self.online, 'gamma_init': self.gamma_init,
+                'branch_init': self.branch_init}
 
     def survey_by(self, find: Callable[..., reparam.Survey], *args: Any) -> None:
         """Keep what ``find(*args)`` finds, and the time that it took."""
@@ -70,7 +77,8 @@ def checked(space: Any, static: bool, structure: Any, gamma_init: float, max_dep
         raise ValueError(f"the operation space {space!r} has no branch beside 'kxk'")
     return Settings(names, float(gamma_init), max_depth, norm_cfg, tuple(exclude),
                     tuple(input_shape) if input_shape else None, static, bool(static or structure is not None),
-                    bool(keep_norm), online=bool(online), start=reparam.start_of(branch_init))
+                    bool(keep_norm), online=bool(online), start=reparam.start_of(branch_init),
+                    branch_init=branch_init if isinstance(branch_init, str) else dict(branch_init))
 
 
 def build(backbone: Union[Mapping, nn.Module]) -> nn.Module:

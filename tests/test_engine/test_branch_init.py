@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from mmdyrep.fileio import read_json
 from mmdyrep.models.finding import find_backbone
 from mmdyrep.reparam import blocks_of
 from tests.dyrep_runs import dyrep_config, trained, updates
@@ -15,10 +16,13 @@ pytestmark = needs_images
 
 @pytest.mark.parametrize('online', [False, True])
 def test_updates_move_nothing_and_branches_are_of_the_size_of_what_they_took(tmp_path: Path, online: bool) -> None:
-    cfg = dyrep_config(dict(metric='snip_bn', num_grow=2, dep=None), backbone=dict(branch_init='split', online=online),
+    start = dict(type='split', noise=0.2)
+    cfg = dyrep_config(dict(metric='snip_bn', num_grow=2, dep=None), backbone=dict(branch_init=start, online=online),
                        images=64)
     cfg.custom_hooks = [dict(type='EMAHook', momentum=0.1), *cfg.get('custom_hooks', [])]
     backbone = find_backbone(trained(cfg, tmp_path).model)[1]
+    told = read_json(tmp_path / 'dyrep' / 'history.json')['settings']
+    assert (told['branch_init'], told['gamma_init'], told['online']) == (start, 0.01, online)
     assert [len(entry['grown']) for entry in updates(tmp_path)] == [2] * 4
     assert all(entry['drift'] < 1e-4 and entry['drift_ema'] < 1e-4 for entry in updates(tmp_path))
     # the whole kernel behind an identity: alpha; on images parts of it are anything between

@@ -238,8 +238,8 @@ class DyRepHook(Hook):
                 'begin': self.calendar.begin, 'end': self.calendar.end,
                 'num_grow': self.policy.num_grow, 'threshold': self.policy.threshold,
                 'bound': self.policy.bound, 'unbiased': self.policy.unbiased,
-                'max_macs_ratio': self.policy.max_macs_ratio, 'space': self._backbone.space,
-                'online': self._backbone.online, 'input_shape': list(self._shape)}
+                'max_macs_ratio': self.policy.max_macs_ratio, **self._backbone.settings,
+                'input_shape': list(self._shape)}
 
     def _write(self, runner: Runner) -> None:
         if runner.rank == 0:

@@ -192,8 +192,7 @@ class RepNASHook(Hook):
         now = cost(unwrapped(runner.model), self._backbone, self._shape)
         structure = self._structure()
         self.history.begin(runner.iter, {**now, 'structure': structure['ops']},
-                           {**self._own_settings(), 'space': self._backbone.space,
-                            'input_shape': list(self._shape)})
+                           {**self._own_settings(), **self._backbone.settings, 'input_shape': list(self._shape)})
         if self.architecture is not None and not self.structures:
             self.structures[self._now(runner)] = structure
         show(runner, self._backbone, now)
