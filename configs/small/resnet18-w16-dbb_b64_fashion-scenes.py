@@ -9,4 +9,5 @@ model = dict(
         space='dbb',
         static=True,
         keep_norm=False,
+        branch_init=dict(type='default', identity=True),
         exclude=('conv1', )))

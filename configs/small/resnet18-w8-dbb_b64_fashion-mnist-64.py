@@ -8,4 +8,5 @@ model = dict(
         space='dbb',
         static=True,
         exclude=('conv1', ),
-        keep_norm=False))
+        keep_norm=False,
+        branch_init=dict(type='default', identity=True)))

@@ -73,7 +73,8 @@ def retrained(row: str, static: Run, run: Run, epoch: int, **paper: float) -> Ru
         epoch (int): Whose structure is taken.
         paper (float): The paper's figures.
     """
-    blocks = {'static': False, 'keep_norm': True, 'space': 'dyrep', 'structure': f'{{structure:{epoch}}}'}
+    blocks = {'static': False, 'keep_norm': True, 'space': 'dyrep', 'branch_init': 'default',
+              'structure': f'{{structure:{epoch}}}'}
     return Run(row, run.column, static.config,
                {**static.options, **{f'model.backbone.{key}': value for key, value in blocks.items()}}, paper,
                before=run)
