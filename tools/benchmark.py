@@ -10,7 +10,7 @@ import torch  # noqa: E402
 
 from mmdyrep import benchmark  # noqa: E402
 from mmdyrep.cli import fail_readably  # noqa: E402
-from mmdyrep.fileio import write_json  # noqa: E402
+from mmdyrep.fileio import atomic_path, write_json  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--channels-last', action='store_true', help='memory format of weights and maps')
     parser.add_argument('--threads', type=int, help="default: PyTorch's")
     parser.add_argument('--json', metavar='FILE', help='file to write the numbers to')
+    parser.add_argument('--markdown', metavar='FILE', help='page to write the tables to, with the plot in it')
     parser.add_argument('--plot', metavar='FILE', help='image file for a bar chart of the ratios')
     return parser.parse_args()
 
@@ -54,6 +55,11 @@ def main() -> None:
             write_json(args.json, result)
         if args.plot:
             benchmark.plot(result, Path(args.plot))
+        if args.markdown:
+            page = Path(args.markdown)
+            picture = args.plot and os.path.relpath(args.plot, page.parent)
+            with atomic_path(page) as temporary:
+                temporary.write_text(benchmark.markdown(result, f'Benchmark: {page.stem}', picture), encoding='utf-8')
     benchmark.print_report(result)
 
 

@@ -1,6 +1,6 @@
 """The benchmark's tables, its JSON and its plot."""
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from rich.console import Console
 from rich.table import Table
@@ -20,23 +20,49 @@ def _ratio(value: Optional[float]) -> str:
     return '' if value is None else f'{value:.2f}'
 
 
+def _table(rows: List[Dict[str, Any]]) -> Tuple[int, List[List[str]]]:
+    """How many columns hold words, and the cells; the first row is the head."""
+    keys = [key for key in _KEYS if key in rows[0]]
+    memory = next((key for key in ('kept_bytes', 'peak_bytes') if key in rows[0]), None)
+    cells = [[*keys, '', 'ms', 'ratio'] + ([memory.replace('_bytes', ' MiB'), 'ratio'] if memory else [])]
+    for row in rows:
+        cells.append([*(str(row[key]) for key in keys), row['name'], f'{1e3 * row["seconds"]:.4g}',
+                      _ratio(row['time_ratio'])])
+        if memory:
+            cells[-1] += [_mib(row[memory]), _ratio(row['memory_ratio'])]
+    return len(keys) + 1, cells
+
+
 def print_report(result: Dict[str, Any], console: Optional[Console] = None) -> None:
     """Print a table for each section, and on what machine it was measured."""
     console = console or Console(width=None if Console().is_terminal else 120)
     for section, rows in result['sections'].items():
-        keys = [key for key in _KEYS if key in rows[0]]
-        memory = next((key for key in ('kept_bytes', 'peak_bytes') if key in rows[0]), None)
-        columns = [*keys, '', 'ms', 'ratio'] + ([memory.replace('_bytes', ' MiB'), 'ratio'] if memory else [])
+        words, (head, *cells) = _table(rows)
         table = Table(title=_TITLES[section], title_justify='left')
-        for column in columns:
-            table.add_column(column, justify='left' if column in (*keys, '') else 'right', no_wrap=True)
-        for row in rows:
-            cells = [*(str(row[key]) for key in keys), row['name'], f'{1e3 * row["seconds"]:.4g}',
-                     _ratio(row['time_ratio'])]
-            table.add_row(*cells, *([_mib(row[memory]), _ratio(row['memory_ratio'])] if memory else []))
+        for number, column in enumerate(head):
+            table.add_column(column, justify='left' if number < words else 'right', no_wrap=True)
+        for line in cells:
+            table.add_row(*line)
         console.print(table)
     for line in notes(result):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def markdown(result: Dict[str, Any], title: str, picture: Optional[str] = None) -> str:
+    """The same as a page.
+
+    Args:
+        result (dict): As `run` returns it.
+        title (str): Of the page.
+        picture (str, optional): Path of the plot, relative to the page.
+    """
+    lines = [f'# {title}', '', f'    {result["machine"]["command"]}', '']
+    for section, rows in result['sections'].items():
+        words, (head, *cells) = _table(rows)
+        lines += [f'## {_TITLES[section]}', '', *(f'| {" | ".join(line)} |' for line in (
+            head, ['---'] * words + ['---:'] * (len(head) - words), *cells)), '']
+    lines += [line + '\n' for line in notes(result)]
+    return '\n'.join(lines + ([f'![Time, ratio to the plain one]({picture})', ''] if picture else []))
 
 
 def notes(result: Dict[str, Any]) -> List[str]:

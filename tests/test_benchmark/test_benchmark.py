@@ -150,6 +150,12 @@ def test_a_quick_run_and_what_it_prints(capsys, tmp_path):
     benchmark.print_report(result)
     out = capsys.readouterr().out
     assert all(name in out for name in rows) and 'threads of' in out and '--quick' in out
+    page = benchmark.markdown(result, 'blocks', 'bars.png')
+    plain = next(line for line in page.splitlines() if 'plain conv + BN' in line)
+    seconds = rows['plain conv + BN']['seconds']
+    assert plain.split('|')[1:-1] == [' 64@56 ', ' plain conv + BN ', f' {1e3 * seconds:.4g} ', ' 1.00 ',
+                                      f' {rows["plain conv + BN"]["kept_bytes"] / 2**20:.1f} ', ' 1.00 ']
+    assert len({line.count('|') for line in page.splitlines() if line.startswith('|')}) == 1 and '(bars.png)' in page
     benchmark.plot(result, tmp_path / 'bars.png')
     assert (tmp_path / 'bars.png').stat().st_size > 10000
     with pytest.raises(ValueError, match="unknown sections .'speed'"):
@@ -161,11 +167,13 @@ def test_the_command_runs_all_sections(tmp_path):
     file = tmp_path / 'out.json'
     run = ['configs/small/dyrep_vgg16-w8_b64_fashion-mnist.py', str(run_of_three_structures(tmp_path / 'dyrep'))]
     command = [sys.executable, 'tools/benchmark.py', '--quick', '--threads', '1', '--json', str(file),
-               '--plot', str(tmp_path / 'out.png'), '--networks', 'vgg16', '--history', *run]
+               '--plot', str(tmp_path / 'out.png'), '--markdown', str(tmp_path / 'out.md'), '--networks', 'vgg16',
+               '--history', *run]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=380)
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
     assert set(found['sections']) == set(benchmark.SECTIONS) and found['machine']['threads'] == 1
+    assert '![Time, ratio to the plain one](out.png)' in (tmp_path / 'out.md').read_text()
     assert (tmp_path / 'out.png').exists()
     assert all(row['seconds'] > 0 for rows in found['sections'].values() for row in rows)
     assert 'Peak' in done.stdout and 'STAGE' not in done.stdout + done.stderr
