@@ -70,14 +70,14 @@ def notes(result: Dict[str, Any]) -> List[str]:
     machine, settings = result['machine'], result['settings']
     shown = ', '.join(f'{key}={settings[key]}' for key in ('batch', 'size', 'block_batch', 'rounds', 'amp',
                                                           'channels_last'))
-    load = machine['load']
-    busy = load and load[0] > machine['threads'] + 1
+    others = machine['others']
     where = (f'{settings["device"]} {machine["device"]}, {machine["threads"]} threads of {machine["cores"]} cores, '
              f'torch {machine["torch"]}, Python {machine["python"]}, mmdyrep {machine["mmdyrep"]}')
     return [f'{machine["command"]}: {shown}; {where}; {result["seconds"]} s. Medians of interleaved rounds; ratios are '
             'medians of each round\'s ratio to the first row. Kept: bytes that forward keeps for backward, without '
             'parameters and buffers. Peak: most bytes of tensors at a time, parameters and momentum included.',
-            *([f'The machine was shared (load {load}): times are worth less than ratios.'] if busy else []),
+            *([] if others is None else [f'Other processes took {others:.0%} of the cores\' time'
+                                         + (': times are worth less than ratios.' if others > 0.05 else '.')]),
             *(['--quick: one round on small inputs, which shows that it runs, not what it costs.']
               if settings['quick'] else [])]
 

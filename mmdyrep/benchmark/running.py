@@ -4,7 +4,8 @@ import platform
 import sys
 import time
 from dataclasses import asdict, replace
-from typing import Any, Dict, List, Tuple
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
@@ -29,20 +30,40 @@ def run(options: Options) -> Dict[str, Any]:
         raise ValueError(f'unknown sections {sorted(unknown)}; there are {list(cases.SECTIONS)}')
     if options.quick:
         options = replace(options, batch=2, size=64, block_batch=2, rounds=1)
-    begin = time.time()
+    begin, others = time.time(), _Others()
     torch.manual_seed(0)
     measure = {'blocks': _blocks, 'training': _training, 'evaluation': _evaluation, 'updates': _updates,
                'history': _history}
     wanted = [name for name in cases.SECTIONS if name in options.only and (name != 'history' or options.history)]
     sections = {name: rows for name in wanted for rows in [measure[name](options)] if rows}
-    return {'version': 1, 'settings': asdict(options), 'machine': _machine(options), 'sections': sections,
-            'seconds': round(time.time() - begin, 1)}
+    return {'version': 1, 'settings': asdict(options), 'machine': {**_machine(options), 'others': others.share()},
+            'sections': sections, 'seconds': round(time.time() - begin, 1)}
+
+
+class _Others:
+    """How much of the machine others take."""
+
+    def __init__(self) -> None:
+        self._begin = self._now()
+
+    def share(self) -> Optional[float]:
+        """Of the cores' time since the start, 0 to 1; None where the system doesn't tell."""
+        if self._begin is None:
+            return None
+        wall, busy, own = (now - before for now, before in zip(self._now(), self._begin))
+        return round(max(0.0, busy - own) / (wall * os.cpu_count()), 3)
+
+    def _now(self) -> Optional[Tuple[float, float, float]]:
+        """Seconds: of the clock, of all cores at work, of this process."""
+        try:
+            user, nice, system, _, _, *interrupts = map(int, Path('/proc/stat').read_text().split(None, 9)[1:9])
+        except (OSError, ValueError):
+            return None
+        return (time.time(), (user + nice + system + sum(interrupts)) / os.sysconf('SC_CLK_TCK'), time.process_time())
 
 
 def _machine(options: Options) -> Dict[str, Any]:
-    load = os.getloadavg() if hasattr(os, 'getloadavg') else None
     return {'command': ' '.join(sys.argv), 'threads': torch.get_num_threads(), 'cores': os.cpu_count(),
-            'load': load and [round(value, 1) for value in load],
             'device': torch.cuda.get_device_name(options.device) if options.device != 'cpu' else platform.processor(),
             'torch': torch.__version__, 'python': platform.python_version(), 'mmdyrep': __version__}
 

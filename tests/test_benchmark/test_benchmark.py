@@ -1,7 +1,9 @@
 """The benchmark measures what it says, and runs."""
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from mmdyrep import benchmark
-from mmdyrep.benchmark import cases, histories, measuring, networks, reference, updates
+from mmdyrep.benchmark import cases, histories, measuring, networks, reference, running, updates
 from mmdyrep.dynamics import macs
 from mmdyrep.engine.history import History
 from mmdyrep.fileio import write_json
@@ -35,6 +37,24 @@ def test_kept_bytes_count_each_storage_once_and_no_parameters():
     assert measuring.kept_bytes(conv, x) == x.numel() * 4
     assert measuring.kept_bytes(nn.Sequential(conv, nn.Conv2d(4, 8, 1)), x) == 2 * x.numel() * 4
     assert measuring.kept_bytes(nn.Sequential(nn.ReLU(inplace=True), nn.ReLU(inplace=True)), x * 1) == x.numel() * 4
+
+
+@pytest.mark.skipif(not Path('/proc/stat').exists(), reason='the system does not tell what its cores do')
+def test_what_others_take_of_the_machine_is_not_what_this_process_takes():
+    def spin(seconds):
+        end = time.time() + seconds
+        while time.time() < end:
+            pass
+
+    alone = running._Others()
+    spin(1)
+    alone = alone.share()
+    shared = running._Others()
+    with subprocess.Popen([sys.executable, '-c', 'while True: pass']) as other:
+        spin(1)
+        found = shared.share()
+        other.kill()
+    assert 0 <= alone <= 1 and found > min(0.6, alone + 0.3 / os.cpu_count())
 
 
 def test_peak_bytes_are_those_of_tensors_that_are_there_at_the_same_time():
