@@ -1,5 +1,5 @@
 """Which branches a network trains with: architecture parameters of a search (RepNAS), with their own optimizer."""
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +39,11 @@ class Architecture:
     def __init__(self, keys: Sequence[BranchKey], constraint: Union[int, float], lr: float = 1e-4,
                  betas: Tuple[float, float] = (0.5, 0.999), weight_decay: float = 5e-4,
                  generator: Optional[torch.Generator] = None) -> None:
-        self.keys: List[BranchKey] = [tuple(key) for key in keys]
+        self.keys: List[BranchKey] = [cast(BranchKey, tuple(key)) for key in keys]
         self.count = branch_number(constraint, len(self.keys))
         self.alpha = nn.Parameter(torch.zeros(len(self.keys), dtype=torch.float64))
-        self.optimizer = torch.optim.Adam([self.alpha], lr=lr, betas=tuple(betas), weight_decay=weight_decay)
+        self.optimizer = torch.optim.Adam([self.alpha], lr=lr, betas=cast(Tuple[float, float], tuple(betas)),
+                                          weight_decay=weight_decay)
         self._order = torch.arange(len(self.keys)) if generator is None else torch.randperm(
             len(self.keys), generator=generator)
 
@@ -119,7 +120,7 @@ def branch_number(constraint: Union[int, float], number: int) -> int:
         ValueError: If it is not from 1 to that number.
     """
     whole = isinstance(constraint, int) and not isinstance(constraint, bool)
-    count = constraint if whole else int(constraint * number)
+    count = int(constraint if whole else constraint * number)
     if not 1 <= count <= number:
         raise ValueError(f'constraint={constraint} makes {count} of the {number} branches that are searched; '
                          f'it must be from 1 to {number}, or a share that comes to that')

@@ -109,7 +109,7 @@ class Found:
         self._found: Dict[_BatchNorm, List[Tensor]] = {norm: [] for norm in norms}
         self.looks: Dict[nn.Module, Look] = {norm: partial(self._look, norm) for norm in norms}
 
-    def _look(self, norm: nn.Module, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
+    def _look(self, norm: _BatchNorm, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
         self._found[norm].append(torch.cat(batch_statistics(args[0])))
 
     def means(self) -> List[Statistics]:

@@ -48,7 +48,9 @@ class Grasp(Saliency):
             return torch.autograd.grad(loss(batch), parameters, create_graph=twice, allow_unused=True)
 
         with twice_differentiable(model), untouched(model), torch.enable_grad():
-            direction = _detached(gradient(batches[-1], False)) if self.two_batches else None
+            direction: Sequence[Optional[Tensor]] = ()
+            if self.two_batches:
+                direction = _detached(gradient(batches[-1], False))
             for batch in batches:
                 slopes = gradient(batch, True)
                 _require_second(slopes)
@@ -105,9 +107,9 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
     checkpointed = [module for module in model.modules() if getattr(module, 'with_cp', False) is True]
     try:
         for norm in synced:
-            norm.__class__ = _OwnStatistics
+            norm.__class__ = _OwnStatistics  # type: ignore[assignment]
         for module in checkpointed:
-            module.with_cp = False
+            module.with_cp = False  # type: ignore[assignment]
         yield
     except RuntimeError as error:
         if any(sign in str(error) for sign in _NO_SECOND):
@@ -118,7 +120,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         for norm in synced:
             norm.__class__ = nn.SyncBatchNorm
         for module in checkpointed:
-            module.with_cp = True
+            module.with_cp = True  # type: ignore[assignment]
 
 
 # of functions that can be differentiated once, checkpointed parts, and compiled ones

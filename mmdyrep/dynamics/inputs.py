@@ -130,7 +130,7 @@ class Inputs:
             for branch in op.branches.values() if isinstance(op, Block) else ():
                 if branch.bn in looked_at:
                     # nothing more is made of what such a norm puts out
-                    branch.bn.forward = _nothing
+                    branch.bn.forward = _nothing  # type: ignore[assignment, method-assign]
             for call in kept:
                 missing.update(norms)
                 through(call.again, op)

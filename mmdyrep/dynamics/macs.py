@@ -1,5 +1,5 @@
 """Multiply-adds of convolutions and linear layers, one counted once."""
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ def count(model: nn.Module, *inputs: Any, **kwargs: Any) -> Count:
     """
     result, hooks = Count(), []
 
-    def look(name: str):
+    def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Tuple[Tensor, ...], kwargs: Dict[str, Tensor], output: Tensor) -> None:
             x = args[0] if args else next(iter(kwargs.values()))
             result.inputs[name] = tuple(x.shape)
@@ -35,7 +35,7 @@ def count(model: nn.Module, *inputs: Any, **kwargs: Any) -> Count:
                 result.by_name[name] = result.by_name.get(name, 0) + output.numel() * module.in_features
             elif not isinstance(module, Block):
                 points = x if isinstance(module, nn.ConvTranspose2d) else output
-                per_point = module.weight[0].numel()
+                per_point = cast(Tensor, module.weight)[0].numel()
                 result.by_name[name] = result.by_name.get(name, 0) + points.numel() * per_point
         return hook
 

@@ -29,7 +29,7 @@ def build_metric(metric: Metric) -> Saliency:
         >>> build_metric(dict(type='grasp', two_batches=True)).batches
         2
     """
-    settings = dict(metric) if isinstance(metric, Mapping) else dict(type=metric)
+    settings: Dict[str, Any] = dict(metric) if isinstance(metric, Mapping) else dict(type=metric)
     kind = settings.pop('type', None)
     if not isinstance(kind, str) or kind not in METRICS:
         raise ValueError(f'unknown metric {kind!r}; there are {sorted(METRICS)}')

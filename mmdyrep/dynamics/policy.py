@@ -39,7 +39,8 @@ def pick(ranked: Sequence[str], number: int, cost: Callable[[str], int], budget:
         budget (float, optional): MACs that may be added in all. Defaults to no limit.
         take (callable, optional): Does what is to be done with an op; False passes it over for the next.
     """
-    chosen, passed = [], []
+    chosen: List[str] = []
+    passed: List[str] = []
     for name in ranked:
         if len(chosen) == number:
             break

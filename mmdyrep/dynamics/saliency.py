@@ -130,7 +130,7 @@ class Random(Saliency):
     def score(self, op: Op) -> Optional[Tensor]:
         return None
 
-    def scores(self, names: List[str], moment: Moment) -> Dict[str, float]:
+    def scores(self, names: List[str], moment: Moment) -> Dict[Key, float]:
         return {name: torch.randn((), generator=moment.generator(name)).item() for name in names}
 
 

@@ -1,19 +1,23 @@
 """A block answers for what code asks of a convolution, by whose name it goes, and reads files as one."""
 import copy
-from typing import Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
 
 from .kernels import Kernel, of_conv
-from .statistics import Statistics
+from .statistics import running
+
+if TYPE_CHECKING:
+    from .branches import Branch
+    from .statistics import Statistics
 
 
 def _of_original(name: str) -> property:
-    def get(self: nn.Module) -> Any:
+    def get(self: 'AsConv') -> Any:
         return getattr(self.original_conv(), name)
 
-    def put(self: nn.Module, value: Any) -> None:
+    def put(self: 'AsConv', value: Any) -> None:
         raise AttributeError(_refusal(name))
 
     return property(get, put, doc=f'``{name}`` of the convolution that the block stands for.')
@@ -45,7 +49,17 @@ class AsConv(nn.Module):
 
     # whether a forward hook has been seen to change what comes out; set in passing, no part of the state
     altered = False
-    _given = None
+    _given: Any = None
+
+    if TYPE_CHECKING:  # what blocks have
+        has_bias: bool
+
+        @property
+        def origin(self) -> Branch: ...
+        def original_conv(self) -> nn.Conv2d: ...
+        def kernel(self) -> Kernel: ...
+        def merged(self) -> Kernel: ...
+        def assign(self, kernel: Kernel, behind: Optional[Statistics] = None, rescale: bool = True) -> None: ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As a module; notices forward hooks that change the output, which a fused norm behind would not allow."""
@@ -124,12 +138,13 @@ class AsConv(nn.Module):
         """Put the block's own state into a state dict, for whoever loads it next."""
         state_dict.update({f'{prefix}{key}': value.clone() for key, value in self.state_dict().items()})
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, *report) -> None:
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, metadata: Any, strict: bool,
+                              *report: List[str]) -> None:
         if f'{prefix}weight' in state_dict and not any(key.startswith(f'{prefix}branches.') for key in state_dict):
             # a part of the network is loaded by itself; what stands behind is not known here
             kernel = self.read(state_dict, prefix, *report)
             if kernel is not None:
-                bn = self.origin.bn
-                self.assign(kernel, Statistics(bn.running_mean, bn.running_var), rescale=False)
+                self.assign(kernel, running(self.origin.bn), rescale=False)
             self.show(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *report)
+        super()._load_from_state_dict(  # type: ignore[no-untyped-call]
+            state_dict, prefix, metadata, strict, *report)

@@ -5,12 +5,12 @@ from typing import ContextManager, Optional
 import torch
 
 # since 2.4 the device is an argument, and the older functions warn at every call
-_BY_DEVICE = torch.__version__ >= (2, 4)
+_BY_DEVICE = torch.__version__ >= (2, 4)  # type: ignore[operator]
 
 
 def _enabled(device: str) -> bool:
     if _BY_DEVICE:
-        return torch.is_autocast_enabled(device)
+        return torch.is_autocast_enabled(device)  # type: ignore[call-arg]
     return torch.is_autocast_cpu_enabled() if device == 'cpu' else torch.is_autocast_enabled()
 
 
@@ -27,5 +27,7 @@ def autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
     if device.type not in ('cuda', 'cpu') or not _enabled(device.type):
         return None
     if _BY_DEVICE:
-        return torch.get_autocast_dtype(device.type)
-    return torch.get_autocast_cpu_dtype() if device.type == 'cpu' else torch.get_autocast_gpu_dtype()
+        dtype: torch.dtype = torch.get_autocast_dtype(device.type)
+    else:
+        dtype = torch.get_autocast_cpu_dtype() if device.type == 'cpu' else torch.get_autocast_gpu_dtype()
+    return dtype

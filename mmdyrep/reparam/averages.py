@@ -2,14 +2,14 @@
 
 On the CPU several times as fast as PyTorch's average pooling, and good for dilated windows.
 """
-from typing import Iterator, Tuple
+from typing import Iterator, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import maps
-from .geometry import Geometry, Pair
+from .geometry import Geometry
 
 
 def _shifted(x: Tensor, axis: int, taps: int, size: int, stride: int, dilation: int) -> Iterator[Tensor]:
@@ -20,7 +20,7 @@ def _shifted(x: Tensor, axis: int, taps: int, size: int, stride: int, dilation: 
         yield x[:, :, window] if axis == 0 else x[..., window]
 
 
-def _axes(geometry: Geometry, size: Pair) -> Iterator[Tuple[int, int, int, int, int]]:
+def _axes(geometry: Geometry, size: Sequence[int]) -> Iterator[Tuple[int, int, int, int, int]]:
     sizes = geometry.output_size(size)
     for axis in (0, 1):
         yield axis, geometry.kernel_size[axis], sizes[axis], geometry.stride[axis], geometry.dilation[axis]
@@ -46,13 +46,13 @@ def average(x: Tensor, geometry: Geometry) -> Tensor:
     return maps.laid_as(out.mul_(1 / (geometry.kernel_size[0] * geometry.kernel_size[1])), x)
 
 
-def spread(gradient: Tensor, geometry: Geometry, size: Pair) -> Tensor:
+def spread(gradient: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
     """Gradient of :func:`average` by its map.
 
     Args:
         gradient (Tensor): Shape (N, C, H', W').
         geometry (Geometry): As there.
-        size (tuple): Height and width of the map.
+        size (Sequence[int]): Height and width of the map.
 
     Returns:
         Tensor: Shape (N, C, H, W).

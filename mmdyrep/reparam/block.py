@@ -1,5 +1,5 @@
 """A convolution trained as the sum of several branches (Figure 3)."""
-from typing import Iterator, List, Optional, Sequence
+from typing import Dict, Iterable, List, MutableMapping, Optional, Sequence, Union, cast
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +7,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import gating, kernels, merging, online, summing
 from .answers import AsConv
-from .branches import BRANCHES, Branch, MakeNorm, kernel_of
+from .branches import BRANCHES, Branch, KxK, MakeNorm, kernel_of
 from .gating import Gate
 from .geometry import Geometry
 from .handing import exchange_hooks
 from .initializing import Drawn, Start
 from .kernels import Kernel
-from .statistics import Measure, Statistics, go_on, restate, store
+from .statistics import Measure, Statistics, go_on, restate, running, seen_by, store
 
 # Below this, a channel's gamma is moved into the weight before something is absorbed by division.
 TINY_GAMMA = 1e-3
@@ -37,6 +37,8 @@ class Block(AsConv):
     fixed, settled = False, True
     # a search decides which of the branches run
     gate: Optional[Gate] = None
+    scale: Tensor
+    branches: MutableMapping[str, Branch]
 
     def __init__(self, conv: nn.Conv2d, make_norm: MakeNorm, behind: Optional[Statistics] = None,
                  rescale: bool = True) -> None:
@@ -44,16 +46,16 @@ class Block(AsConv):
         self.geometry = Geometry.of(conv)
         self.has_bias = conv.bias is not None
         # of the bias, which is no parameter as long as the block lasts
-        self.trains_bias = self.has_bias and conv.bias.requires_grad
+        self.trains_bias = conv.bias is not None and conv.bias.requires_grad
         self.make_norm = make_norm
         self.register_buffer('scale', torch.ones_like(conv.weight[:, 0, 0, 0]).detach())
-        self.branches = nn.ModuleDict()
+        self.branches = cast(MutableMapping[str, Branch], nn.ModuleDict())
         with torch.no_grad():
             kernel = kernels.of_conv(conv)
         conv.bias = None
         exchange_hooks(conv, self)
         self.train(conv.training)
-        self._insert('kxk', BRANCHES['kxk'](self.geometry, make_norm, conv))
+        self._insert('kxk', KxK(self.geometry, make_norm, conv))
         self.assign(kernel, behind, rescale and behind is not None)
 
     @property
@@ -80,8 +82,8 @@ class Block(AsConv):
 
     def branchwise(self, x: Tensor) -> Tensor:
         """What :meth:`forward` computes, branch by branch."""
-        branches = iter(self.branches.values() if self.gate is None else gating.running(self, self.training))
-        out = next(branches)(x)
+        branches = iter(gating.running(self, self.training))
+        out: Tensor = next(branches)(x)
         for branch in branches:
             # not in place: the output of a module with a full backward hook is a view
             out = out + branch(x)
@@ -94,10 +96,9 @@ class Block(AsConv):
 
     def merged(self) -> Kernel:
         """As :meth:`kernel`, with gradients to the branches."""
-        return self._sum(self.branches.values() if self.gate is None else gating.running(self)).scaled(
-            self.scale.double())
+        return self._sum(gating.running(self)).scaled(self.scale.double())
 
-    def _sum(self, branches: Iterator[Branch]) -> Kernel:
+    def _sum(self, branches: Iterable[Branch]) -> Kernel:
         shape = self.geometry.out_channels, self.geometry.in_channels // self.geometry.groups
         weight = torch.zeros(*shape, *self.geometry.kernel_size, dtype=torch.float64, device=self.scale.device)
         total = Kernel(weight, weight.new_zeros(shape[0]))
@@ -111,7 +112,7 @@ class Block(AsConv):
         if not like.requires_grad:
             branch.requires_grad_(False)
         if not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
-            branch.to(memory_format=torch.channels_last)
+            branch.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         branch.train(self.training)
         if name != 'kxk':
             # follows frozen statistics too, see `follow`
@@ -158,7 +159,7 @@ class Block(AsConv):
             start.fill(name, branch, before, gamma, generator)
             fresh.append(branch)
         norms = [self.origin.bn, *(norm for branch in fresh for norm in online.norms_in(branch))]
-        measured = dict(zip(norms, measure(norms))) if measure else {}
+        measured: Dict[_BatchNorm, Statistics] = dict(zip(norms, measure(norms))) if measure else {}
         behind = measured.pop(self.origin.bn, None) if rescale else None
         if behind:
             self.scale.copy_((behind.var.double() + self.origin.bn.eps).sqrt())
@@ -188,7 +189,7 @@ class Block(AsConv):
         if tiny.any():
             factor = torch.where(tiny, bn.weight, torch.ones_like(bn.weight)).double()
             _multiply(conv, factor)
-            bn.running_mean.mul_(factor)
+            running(bn).mean.mul_(factor)
             bn.weight[tiny] = 1
         bn.bias.copy_(bn.bias.double() + part.bias)
         weight = part.weight / kernels.gain(bn).view(-1, 1, 1, 1)
@@ -209,7 +210,7 @@ class Block(AsConv):
         self.require_whole()
         bn, conv = self.origin.bn, self.origin.conv
         zero = torch.zeros_like(kernel.bias)
-        mean, var = (value.double() for value in behind) if behind else (zero, zero + 1)
+        mean, var = (behind.mean.double(), behind.var.double()) if behind else (zero, zero + 1)
         deviation = (var + bn.eps).sqrt()
         if rescale:
             self.scale.copy_(deviation)
@@ -240,9 +241,9 @@ class Block(AsConv):
     @torch.no_grad()
     def count(self, batches: Tensor) -> None:
         """Let the statistics of the original, in nested blocks too, stand for so many batches."""
-        block = self
+        block: Union[nn.Conv2d, Block] = self
         while isinstance(block, Block):
-            block.origin.bn.num_batches_tracked.copy_(batches)
+            seen_by(block.origin.bn).copy_(batches)
             block = block.origin.conv
 
     def begin(self, behind: _BatchNorm) -> None:
@@ -284,7 +285,7 @@ class Block(AsConv):
         return conv.original_conv() if isinstance(conv, Block) else conv
 
 
-def _multiply(op: nn.Module, factor: Tensor) -> None:
+def _multiply(op: Union[nn.Conv2d, Block], factor: Tensor) -> None:
     """Multiply the output channels of a convolution or a block."""
     if isinstance(op, Block):
         for branch in op.branches.values():

@@ -2,7 +2,7 @@
 
 All end in a batch norm, ``bn``; ``conv`` is a branch's last convolution, ``conv1`` and ``bn1`` its inner pair.
 """
-from typing import Callable, Dict, List, Sequence, Tuple, Type, Union
+from typing import TYPE_CHECKING, Callable, Dict, List, Sequence, Tuple, Type, Union
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,9 @@ from . import kernels
 from .geometry import Geometry
 from .kernels import Kernel
 
+if TYPE_CHECKING:
+    from .block import Block
+
 MakeNorm = Callable[[int], _BatchNorm]
 
 
@@ -24,6 +27,12 @@ class Branch(nn.Module):
         geometry (Geometry): Of the convolution that the block stands for.
         make_norm (callable): Makes a batch norm for a number of channels.
     """
+
+    # what a branch has of these; a block may stand in the place of a convolution, in branches that can be nested in
+    conv1: nn.Conv2d
+    bn1: _BatchNorm
+    conv: Union[nn.Conv2d, 'Block']
+    bn: _BatchNorm
 
     def __init__(self, geometry: Geometry, make_norm: MakeNorm) -> None:
         super().__init__()
@@ -213,7 +222,7 @@ def resolve_space(space: Union[str, Sequence[str]]) -> List[str]:
     return [name for name in BRANCHES if name == 'kxk' or name in space]
 
 
-def kernel_of(op: nn.Module) -> Kernel:
+def kernel_of(op: Union[nn.Conv2d, 'Block']) -> Kernel:
     """Kernel of a convolution or of a block.
 
     Raises:
@@ -244,7 +253,7 @@ def bordered(conv: nn.Conv2d, geometry: Geometry, x: Tensor) -> Tensor:
     return padded + conv.bias.view(1, -1, 1, 1) * geometry.pad(torch.zeros_like(out[:1, :1]), 1.0)
 
 
-def normed(norm: nn.Module, x: Tensor) -> Tensor:
+def normed(norm: _BatchNorm, x: Tensor) -> Tensor:
     """Batch norm of a map; by the running statistics where there is but one value per channel.
 
     A convolution with a bias of its own and no norm behind trains on such maps; PyTorch's norm refuses them, since
@@ -254,10 +263,12 @@ def normed(norm: nn.Module, x: Tensor) -> Tensor:
     if norm.training and isinstance(x, Tensor) and x.numel() <= x.shape[1] and not _synchronized(norm):
         norm.training = False
         try:
-            return norm(x)
+            out: Tensor = norm(x)
         finally:
             norm.training = True
-    return norm(x)
+    else:
+        out = norm(x)
+    return out
 
 
 def _synchronized(norm: nn.Module) -> bool:

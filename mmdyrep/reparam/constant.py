@@ -1,14 +1,24 @@
 """The equivalent kernel of a block kept from one call to the next, where no gradients are asked for."""
-from typing import Any, Callable, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, List, NamedTuple, Optional
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .kernels import Kernel
 from .merged import Parts, tensors_of, with_tensors
 
+if TYPE_CHECKING:
+    from .block import Block
+
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class _Found(NamedTuple):
+    """A kernel, and copies of what it was made of."""
+
+    copies: List[Tensor]
+    kernel: Kernel
 
 
 class _Kept(NamedTuple):
@@ -17,19 +27,18 @@ class _Kept(NamedTuple):
     tensors: List[Tensor]
     versions: List[int]
     settings: Any
-    copies: Optional[List[Tensor]] = None
-    kernel: Optional[Kernel] = None
+    found: Optional[_Found] = None
 
 
-_kept: 'WeakKeyDictionary[nn.Module, _Kept]' = WeakKeyDictionary()
+_kept: 'WeakKeyDictionary[Block, _Kept]' = WeakKeyDictionary()
 
 
-def forget(block: nn.Module) -> None:
+def forget(block: 'Block') -> None:
     """Free what is kept for a block."""
     _kept.pop(block, None)
 
 
-def kernel(block: nn.Module, parts: Parts, merge: Callable[[Parts], Kernel]) -> Kernel:
+def kernel(block: 'Block', parts: Parts, merge: Callable[[Parts], Kernel]) -> Kernel:
     """Equivalent kernel of a block, the one of the call before if nothing that it is made of has changed.
 
     What it was made of is compared bit by bit in each call: neither version counters nor addresses tell of what is
@@ -52,14 +61,15 @@ def kernel(block: nn.Module, parts: Parts, merge: Callable[[Parts], Kernel]) -> 
     # what is kept shall serve under autograd, too
     with torch.inference_mode(False), torch.no_grad():
         tensors = [tensor.detach() for tensor in own]
-        repeated = kept is not None and kept.settings == settings and len(kept.tensors) == len(own)
-        if repeated and kept.copies is not None and all(map(same_bits, tensors, kept.copies)):
-            return kept.kernel
+        if kept is not None and (kept.settings != settings or len(kept.tensors) != len(own)):
+            kept = None
+        if kept is not None and kept.found is not None and all(map(same_bits, tensors, kept.found.copies)):
+            return kept.found.kernel
         versions = [-1 if tensor.is_inference() else tensor._version for tensor in own]
-        unchanged = repeated and kept.versions == versions and all(a is b for a, b in zip(kept.tensors, own))
+        unchanged = kept is not None and kept.versions == versions and all(a is b for a, b in zip(kept.tensors, own))
         copies = [tensor.clone() for tensor in tensors] if unchanged else None
         made = merge(with_tensors(parts, iter(tensors)))
-        _kept[block] = _Kept(own, versions, settings, copies, made if unchanged else None)
+        _kept[block] = _Kept(own, versions, settings, None if copies is None else _Found(copies, made))
         return made
 
 

@@ -1,5 +1,5 @@
 """Branches taken out of a network with what they compute, as a search leaves them out: nothing absorbs them."""
-from typing import Sequence
+from typing import Sequence, cast
 
 import torch
 from torch import nn
@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from . import left_out
 from .block import Block
 from .handing import exchange_hooks
+from .statistics import running, seen_by
 from .surgery import Behind, _replace, fold, norm_behind
 
 
@@ -26,7 +27,7 @@ def drop(model: nn.Module, name: str, branches: Sequence[str], behind: Behind) -
         branches (Sequence[str]): Branches of it, not ``kxk``; none: the op is made plain if there is no other.
         behind (Mapping): Batch norms behind the ops of the plain network.
     """
-    block = model.get_submodule(name)
+    block = cast(Block, model.get_submodule(name))
     for branch in branches:
         del block.branches[branch]
     block.gate = None
@@ -50,8 +51,10 @@ def _hand_over(block: Block, follower: _BatchNorm) -> None:
         parameter.copy_(parameter.double() * scale)
     # the very parameters: an optimizer keeps their state
     follower.weight, follower.bias = bn.weight, bn.bias
-    follower.running_mean.copy_(bn.running_mean)
-    follower.running_var.copy_(bn.running_var.double() + bn.eps - follower.eps)
-    follower.num_batches_tracked.copy_(bn.num_batches_tracked)
+    mean, var = running(bn)
+    theirs = running(follower)
+    theirs.mean.copy_(mean)
+    theirs.var.copy_(var.double() + bn.eps - follower.eps)
+    seen_by(follower).copy_(seen_by(bn))
     if block.has_bias:
         conv.bias = nn.Parameter(torch.zeros_like(bn.bias), requires_grad=block.trains_bias)

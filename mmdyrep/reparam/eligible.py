@@ -1,15 +1,16 @@
 """Which convolutions can be expanded, and why the others can't."""
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from .branches import BRANCHES
 from .geometry import Geometry, symmetric_padding
 from .lookalike import has_hooks
 from .merging import is_plain_conv
 from .probe import Flow
+from .statistics import running
 
 # names of the modules that hold the tensor at each place in memory
 Owners = Dict[int, List[str]]
@@ -78,7 +79,7 @@ def is_switched(norm: str, flow: Flow, model: nn.Module) -> List[str]:
 
     They lie in the same module, or in the same list or dict of modules, and are of the same width.
     """
-    parent, width = norm.rpartition('.')[0], len(model.get_submodule(norm).running_mean)
+    parent, width = norm.rpartition('.')[0], len(running(cast(_BatchNorm, model.get_submodule(norm))).mean)
     around = {parent}
     if isinstance(model.get_submodule(parent), (nn.ModuleList, nn.ModuleDict)):
         around.add(parent.rpartition('.')[0])
@@ -128,8 +129,9 @@ def survey(model: nn.Module, flow: Flow) -> Survey:
 def _misfit_behind(model: nn.Module, behind: str, conv: nn.Conv2d, flow: Flow, owners: Owners) -> str:
     if flow.norm_calls[behind] != 1:
         return f'the batch norm behind, {behind}, has several inputs'
-    reason = misfit_of_norm(model.get_submodule(behind), conv)
-    shared = _shared(behind, model.get_submodule(behind), owners, ('running_mean',))
+    norm = cast(_BatchNorm, model.get_submodule(behind))
+    reason = misfit_of_norm(norm, conv)
+    shared = _shared(behind, norm, owners, ('running_mean',))
     reason = reason or (shared and f'the batch norm behind {shared}')
     others = [] if reason else is_switched(behind, flow, model)
     return f'{others[0]}, which was not reached, may be put in place of the batch norm behind' if others else reason

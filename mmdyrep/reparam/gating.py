@@ -3,11 +3,15 @@
 The forward is that of the branches that run, nothing is multiplied: a gate of value 1 is no operation. Its gradient
 follows from those of the last batch norm of its branch, see :func:`slope`.
 """
-from typing import Dict, FrozenSet, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Dict, FrozenSet, List, Mapping, NamedTuple, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+
+if TYPE_CHECKING:
+    from .block import Block
+    from .branches import Branch
 
 
 class Gate(NamedTuple):
@@ -17,13 +21,15 @@ class Gate(NamedTuple):
     evaluation: FrozenSet[str] = frozenset()
 
 
-def running(block: nn.Module, training: bool = False) -> List[nn.Module]:
-    """Branches of a gated block that run, the original first."""
+def running(block: 'Block', training: bool = False) -> List['Branch']:
+    """Branches of a block that run, the original first: all if it has no gate."""
+    if block.gate is None:
+        return list(block.branches.values())
     closed = block.gate.training if training else block.gate.evaluation
     return [branch for name, branch in block.branches.items() if name not in closed]
 
 
-def set_gates(blocks: Dict[str, nn.Module], gates: Dict[str, Gate]) -> None:
+def set_gates(blocks: Mapping[str, 'Block'], gates: Dict[str, Gate]) -> None:
     """Let the blocks of these names have gates, and no others.
 
     Args:
@@ -46,8 +52,8 @@ def slope(bn: _BatchNorm) -> Optional[Tensor]:
     Returns:
         Tensor: Float64; None if the branch has no gradients: it has not run, or is frozen.
     """
-    found = [parameter for parameter in (bn.weight, bn.bias) if parameter.grad is not None]
+    found = [(parameter, parameter.grad) for parameter in (bn.weight, bn.bias) if parameter.grad is not None]
     if not found:
         return None
     with torch.no_grad():
-        return sum((parameter.double() * parameter.grad.double()).sum() for parameter in found)
+        return torch.stack([(parameter.double() * gradient.double()).sum() for parameter, gradient in found]).sum()

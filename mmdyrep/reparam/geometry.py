@@ -1,6 +1,6 @@
 """The shape of a convolution: everything about it but its numbers."""
 from dataclasses import dataclass, replace
-from typing import Tuple
+from typing import Sequence, Tuple, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ def symmetric_padding(conv: nn.Conv2d) -> Pair:
         ValueError: If ``'same'`` pads the two sides of an axis differently (even kernels).
     """
     if not isinstance(conv.padding, str):
-        return tuple(conv.padding)
+        return cast(Pair, tuple(conv.padding))
     if conv.padding == 'valid':
         return 0, 0
     # not as the attributes say: dilation may have been changed, weights may have been cut since
@@ -41,15 +41,16 @@ class Geometry:
     @classmethod
     def of(cls, conv: nn.Conv2d) -> 'Geometry':
         """Geometry of ``conv`` as it computes: channels and kernel are its weight's, which may have been pruned."""
-        out_channels, in_channels, *kernel_size = conv.weight.shape
-        return cls(in_channels * conv.groups, out_channels, tuple(kernel_size), tuple(conv.stride),
-                   symmetric_padding(conv), tuple(conv.dilation), conv.groups)
+        out_channels, in_channels, height, width = conv.weight.shape
+        return cls(in_channels * conv.groups, out_channels, (height, width), cast(Pair, tuple(conv.stride)),
+                   symmetric_padding(conv), cast(Pair, tuple(conv.dilation)), conv.groups)
 
     @property
     def centred(self) -> Tuple[bool, bool]:
         """Per axis: is the output at position i centred on input i * stride (odd kernel, 'same' padding)?"""
-        return tuple(k % 2 == 1 and 2 * p == d * (k - 1)
-                     for k, p, d in zip(self.kernel_size, self.padding, self.dilation))
+        rows, columns = (k % 2 == 1 and 2 * p == d * (k - 1)
+                         for k, p, d in zip(self.kernel_size, self.padding, self.dilation))
+        return rows, columns
 
     @property
     def depthwise(self) -> bool:
@@ -61,7 +62,7 @@ class Geometry:
         """The same on maps that have been padded before."""
         return replace(self, padding=(0, 0))
 
-    def output_size(self, size: Pair) -> Pair:
+    def output_size(self, size: Sequence[int]) -> Pair:
         """Height and width of the output for those of the input."""
         height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in
                          zip(size, self.padding, self.dilation, self.kernel_size, self.stride))
@@ -74,9 +75,9 @@ class Geometry:
 
     def conv(self, kernel_size: Pair, padding: Pair, out_channels: int = 0) -> nn.Conv2d:
         """Bias-free convolution of this geometry but for what is given; an axis of kernel 1 is not dilated."""
-        dilation = tuple(1 if k == 1 else d for k, d in zip(kernel_size, self.dilation))
+        rows, columns = (1 if k == 1 else d for k, d in zip(kernel_size, self.dilation))
         return nn.Conv2d(self.in_channels, out_channels or self.out_channels, kernel_size, self.stride,
-                         padding, dilation, self.groups, bias=False)
+                         padding, (rows, columns), self.groups, bias=False)
 
     def pointwise(self, out_channels: int) -> nn.Conv2d:
         """Bias-free 1x1 convolution from the input to ``out_channels``, stride 1, grouped alike."""

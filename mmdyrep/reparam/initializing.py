@@ -1,5 +1,5 @@
 """What new branches start from: drawn at random behind a small gamma, or split off the op's own kernel."""
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Type, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Type, Union
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from . import kernels
 from .branches import Branch
 from .kernels import Kernel
-from .statistics import Statistics, restate
+from .statistics import Statistics, restate, running
+
+if TYPE_CHECKING:
+    from .block import Block
 
 Parts = Dict[str, Tensor]
 
@@ -51,7 +54,7 @@ class Drawn:
             nn.init.dirac_(branch.conv1.weight, branch.conv1.groups)
         nn.init.constant_(branch.bn.weight, gamma)
 
-    def take(self, branch: Branch, measured: Mapping[nn.Module, Statistics], scale: Tensor, op: Kernel) -> None:
+    def take(self, branch: Branch, measured: Mapping[_BatchNorm, Statistics], scale: Tensor, op: Kernel) -> None:
         """Let the norms of a branch just filled take their statistics, as far as there are any.
 
         Args:
@@ -62,14 +65,15 @@ class Drawn:
         """
         for norm in _norms(branch):
             if norm in measured:
-                norm.running_mean.copy_(measured[norm].mean)
-                norm.running_var.copy_(measured[norm].var)
+                own = running(norm)
+                own.mean.copy_(measured[norm].mean)
+                own.var.copy_(measured[norm].var)
 
     def moving(self, branch: Branch) -> List[_BatchNorm]:
         """Norms whose inputs have changed since they were measured, as an inner norm has been set."""
         return []
 
-    def restart(self, block: nn.Module, gamma: float) -> None:
+    def restart(self, block: 'Block', gamma: float) -> None:
         """Start anew in a block, and in those nested in it, after the network around it was initialized by itself.
 
         Args:
@@ -89,7 +93,7 @@ class Normal(Drawn):
         """As :meth:`Drawn.draw`."""
         return torch.empty(shape).normal_(0, (2 / (shape[0] * shape[2:].numel())) ** 0.5, generator=generator)
 
-    def restart(self, block: nn.Module, gamma: float) -> None:
+    def restart(self, block: 'Block', gamma: float) -> None:
         """As :meth:`Drawn.restart`; the network may have another rule."""
         for name in block.added:
             self._draw_all(block.branches[name], None)
@@ -131,7 +135,7 @@ class Split:
             branch.bn.weight.mul_(share)
         branch.bn.weight.mul_(self.alpha)
 
-    def take(self, branch: Branch, measured: Mapping[nn.Module, Statistics], scale: Tensor, op: Kernel) -> None:
+    def take(self, branch: Branch, measured: Mapping[_BatchNorm, Statistics], scale: Tensor, op: Kernel) -> None:
         """As :meth:`Drawn.take`; what the branch computes stays alpha times the projection, over the scale."""
         branch.bn.weight.div_(scale)
         for norm in _norms(branch):
@@ -148,7 +152,7 @@ class Split:
         """As :meth:`Drawn.moving`."""
         return [branch.bn] if hasattr(branch, 'bn1') else []
 
-    def restart(self, block: nn.Module, gamma: float, op: Optional[Kernel] = None) -> None:
+    def restart(self, block: 'Block', gamma: float, op: Optional[Kernel] = None) -> None:
         """As :meth:`Drawn.restart`: the op computes what its original convolution was drawn as.
 
         Args:
@@ -218,7 +222,7 @@ def _has_convolution(branch: Branch) -> bool:
     return hasattr(branch, 'conv') or hasattr(branch, 'conv1')
 
 
-def _write(op: nn.Module, weight: Tensor) -> None:
+def _write(op: Union[nn.Conv2d, 'Block'], weight: Tensor) -> None:
     """Let a convolution, or a block without bias, compute a kernel."""
     if isinstance(op, nn.Conv2d):
         op.weight.detach().copy_(weight)
@@ -226,7 +230,7 @@ def _write(op: nn.Module, weight: Tensor) -> None:
         op.assign(Kernel(weight, weight.new_zeros(len(weight))), rescale=False)
 
 
-def _nested(block: nn.Module) -> Iterator[nn.Module]:
+def _nested(block: 'Block') -> Iterator['Block']:
     """Blocks in a block, one level deep."""
     for branch in block.branches.values():
         inner = getattr(branch, 'conv', None)

@@ -16,7 +16,7 @@ class Kernel(NamedTuple):
     weight: Tensor
     bias: Tensor
 
-    def __add__(self, other: 'Kernel') -> 'Kernel':
+    def __add__(self, other: 'Kernel') -> 'Kernel':  # type: ignore[override]
         """Sum of two convolutions of the same geometry (Eq. 2)."""
         return Kernel(self.weight + other.weight, self.bias + other.bias)
 
@@ -42,7 +42,7 @@ def gain(bn: _BatchNorm) -> Tensor:
 
 def deviation(bn: _BatchNorm) -> Tensor:
     """Standard deviation sqrt(var + eps), shape (C,), that ``bn`` divides by in eval mode."""
-    return (bn.running_var.double() + bn.eps).sqrt()
+    return (bn.running_var.double() + bn.eps).sqrt()  # type: ignore[union-attr]
 
 
 def fuse_bn(kernel: Kernel, bn: _BatchNorm) -> Kernel:
@@ -59,7 +59,8 @@ def fuse_bn(kernel: Kernel, bn: _BatchNorm) -> Kernel:
     if isinstance(bn, nn.Identity):
         return kernel
     factor = gain(bn)
-    bias = (kernel.bias - bn.running_mean.double()) * factor + bn.bias.double()
+    mean: Tensor = bn.running_mean  # type: ignore[assignment]
+    bias = (kernel.bias - mean.double()) * factor + bn.bias.double()
     return Kernel(kernel.weight * factor.view(-1, 1, 1, 1), bias)
 
 

@@ -4,7 +4,7 @@ The block takes over what the norm did, and the norm's values become those of th
 is the same with and without it, a state dict means the same to whoever loads it, and fusing works as ever: the fused
 convolution's bias goes into the norm, which is applied again.
 """
-from typing import Dict, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Mapping, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,11 +71,11 @@ def leave_out(block: Block, norm: _BatchNorm) -> None:
     state = {**block.state_dict(prefix='op.'), **norm.state_dict(prefix='norm.')}
     for key, value in taken_over(state, 'op', 'norm', norm.eps).items():
         state[key].copy_(value)
-    norm.forward = _passing
+    norm.forward = _passing  # type: ignore[method-assign]
     norm.requires_grad_(False)
 
 
-def apply_again(norm: _BatchNorm, trainable: bool) -> None:
+def apply_again(norm: nn.Module, trainable: bool) -> None:
     """Let a norm that was left out work again, with its gamma and beta."""
     del norm.forward
     norm.requires_grad_(trainable)
@@ -105,7 +105,7 @@ def settle(model: nn.Module, behind: Mapping[str, Optional[str]]) -> Tuple[str, 
         if name in blocks and isinstance(norm, _BatchNorm):
             leave_out(blocks[name], norm)
         elif is_left_out(norm):
-            apply_again(norm, model.get_submodule(name).weight.requires_grad)
+            apply_again(norm, cast(nn.Conv2d, model.get_submodule(name)).weight.requires_grad)
     return tuple(norm for norm in behind.values() if norm and is_left_out(model.get_submodule(norm)))
 
 

@@ -31,7 +31,8 @@ def lookalike(model: nn.Module, keep_hooks: bool = False) -> nn.Module:
                             for tensor in _tensors(value) if not tensor.is_leaf}
     for buffer in model.buffers():
         if isinstance(buffer, UninitializedBuffer):
-            memo[id(buffer)] = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)
+            memo[id(buffer)] = UninitializedBuffer(  # type: ignore[call-arg]
+                device=buffer.device, dtype=buffer.dtype)
     kept = []
     for key, value in attributes:
         if key in _HOOKS:

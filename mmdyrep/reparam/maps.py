@@ -13,7 +13,7 @@ class Moments(NamedTuple):
 
     mean: Tensor
     var: Tensor
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
 
 
 def layout_of(y: Tensor) -> torch.memory_format:

@@ -8,13 +8,14 @@ from typing import Any, Iterator, List, NamedTuple, Optional, Tuple, Union
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from .geometry import Geometry
 from .kernels import Kernel
 
 
 class Conv(NamedTuple):
-    """Numbers of a convolution; as gradients, those of its parameters."""
+    """Numbers of a convolution."""
 
     weight: Tensor
     bias: Optional[Tensor]
@@ -25,8 +26,8 @@ class Norm(NamedTuple):
 
     weight: Tensor
     bias: Tensor
-    mean: Optional[Tensor]
-    var: Optional[Tensor]
+    mean: Tensor
+    var: Tensor
     eps: float
 
 
@@ -44,8 +45,12 @@ class Parts(NamedTuple):
     """Numbers of a block: ``scale`` (C_out,), and its branches, the original first."""
 
     geometry: Geometry
-    scale: Optional[Tensor]  # None among gradients
+    scale: Tensor
     branches: Tuple[Part, ...]
+
+
+# as Part, Parts and so on with gradients in the places of parameters and None in those of buffers
+Gradients = Tuple[Any, ...]
 
 
 # ---------------------------------------------------------------------- trees of tensors
@@ -123,13 +128,13 @@ def _chain(outer: Tensor, inner: Tensor, groups: int) -> Tensor:
     return weight.reshape(out_channels, -1, height, width)
 
 
-def _first(part: Part) -> Kernel:
+def _first(conv: Conv, norm: Optional[Norm]) -> Kernel:
     """1x1 convolution and norm at the begin of a branch."""
-    factor = _factor(part.bn1, None, part.conv1.weight)
-    return Kernel(part.conv1.weight * _column(factor), _offset(part.bn1, None, factor, part.conv1.bias))
+    factor = _factor(norm, None, conv.weight)
+    return Kernel(conv.weight * _column(factor), _offset(norm, None, factor, conv.bias))
 
 
-def _op(conv: Union[Conv, Parts]) -> Kernel:
+def _op(conv: Union[Conv, Parts]) -> Union[Conv, Kernel]:
     return kernel(conv) if isinstance(conv, Parts) else conv
 
 
@@ -139,24 +144,20 @@ def _through(outer: Tensor, first: Kernel, groups: int) -> Tensor:
     return (grouped @ first.bias.view(groups, -1, 1)).view(-1)
 
 
-def _add(bias: Optional[Tensor], more: Tensor) -> Tensor:
-    return more if bias is None else bias + more
-
-
 def _own_kernel(part: Part, parts: Parts) -> Tuple[Tensor, Optional[Tensor]]:
     """Kernel and bias of a branch in front of its last norm, the weight in the smallest form that says it all."""
-    geometry = parts.geometry
-    if part.name == '1x1_kxk':
-        first, outer = _first(part), _op(part.conv)
-        bias = _add(outer.bias, _through(outer.weight, first, geometry.groups))
-        return _chain(outer.weight, first.weight, geometry.groups), bias
-    if part.name == '1x1_avg':
+    geometry, first = parts.geometry, None if part.conv1 is None else _first(part.conv1, part.bn1)
+    if part.conv is None:  # an average
         height, width = geometry.kernel_size
-        if part.conv1 is None:
+        if first is None:
             return parts.scale.new_full((geometry.out_channels, 1, 1, 1), 1 / (height * width)), None
-        first = _first(part)
         return first.weight / (height * width), first.bias
-    return _op(part.conv)
+    outer = _op(part.conv)
+    if first is None:
+        return outer
+    bias = _through(outer.weight, first, geometry.groups)
+    return (_chain(outer.weight, first.weight, geometry.groups),
+            bias if outer.bias is None else outer.bias + bias)
 
 
 def _centre(weight: Tensor, part: Part) -> Tensor:
@@ -185,8 +186,11 @@ def kernel(parts: Parts) -> Kernel:
     Returns:
         Kernel: Weight (C_out, C_in / groups, K_h, K_w) and bias (C_out,) of that type.
     """
-    weight = bias = None
-    for part in parts.branches:
+    original = parts.branches[0]
+    own, own_bias = _own_kernel(original, parts)
+    factor = _factor(original.bn, parts.scale, parts.scale)
+    weight, bias = own * _column(factor), _offset(original.bn, parts.scale, factor, own_bias)
+    for part in parts.branches[1:]:
         factor = _factor(part.bn, parts.scale, parts.scale)
         if part.name == 'residual':
             # not in place: the gradient of indexing in place keeps a copy of the kernel
@@ -194,14 +198,11 @@ def kernel(parts: Parts) -> Kernel:
             own_bias = None
         else:
             own, own_bias = _own_kernel(part, parts)
-            if weight is None:
-                weight = own * _column(factor)
-            elif part.name == '1x1_avg':
+            if part.name == '1x1_avg':
                 weight += own * _column(factor)
             else:
                 _centre(weight, part).addcmul_(own, _column(factor))
-        offset = _offset(part.bn, parts.scale, factor, own_bias)
-        bias = offset if bias is None else bias + offset
+        bias = bias + _offset(part.bn, parts.scale, factor, own_bias)
     return Kernel(weight, bias)
 
 
@@ -212,12 +213,12 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1)
 
 
-def _norm_gradient(norm: Optional[Norm], scale: Optional[Tensor], factor: Tensor, bias: Tensor) -> Optional[Norm]:
+def _norm_gradient(norm: Optional[Norm], scale: Optional[Tensor], factor: Tensor, bias: Tensor) -> Optional[Gradients]:
     """Gradients of a norm's weight and bias from those of its factor and of the bias that comes out."""
     if norm is None:
         return None
     weight = factor / _deviation(norm)
-    return Norm(*((weight, bias) if scale is None else (weight * scale, bias * scale)), None, None, norm.eps)
+    return (*((weight, bias) if scale is None else (weight * scale, bias * scale)), None, None, norm.eps)
 
 
 def _shifted(norm: Optional[Norm], bias: Optional[Tensor]) -> Union[Tensor, float]:
@@ -227,11 +228,10 @@ def _shifted(norm: Optional[Norm], bias: Optional[Tensor]) -> Union[Tensor, floa
     return -norm.mean if bias is None else bias - norm.mean
 
 
-def _first_gradient(part: Part, gradient: Kernel) -> Tuple[Conv, Optional[Norm]]:
-    conv, norm = part.conv1, part.bn1
+def _first_gradient(conv: Conv, norm: Optional[Norm], gradient: Kernel) -> Gradients:
     factor = _factor(norm, None, conv.weight)
     along = _dot(gradient.weight, conv.weight) + gradient.bias * _shifted(norm, conv.bias)
-    return (Conv(gradient.weight * _column(factor), gradient.bias * factor),
+    return ((gradient.weight * _column(factor), gradient.bias * factor),
             _norm_gradient(norm, None, along, gradient.bias))
 
 
@@ -244,7 +244,7 @@ def _chain_gradient(outer: Tensor, first: Kernel, gradient: Kernel, factor: Tens
     inner_bias = (gradient.bias.view(groups, 1, -1) @ _taps(scaled).view(groups, -1, size)).view(-1)
     if groups == 1:
         back = F.conv2d(gradient.weight, first.weight)
-        inner = torch.nn.grad.conv2d_weight(scaled, (gradient.weight.shape[1], size, 1, 1), gradient.weight)
+        inner = conv2d_weight(scaled, (gradient.weight.shape[1], size, 1, 1), gradient.weight)
         return back.add_(bias), Kernel(inner.transpose(0, 1), inner_bias)
     shape = groups, len(outer) // groups, -1, *outer.shape[2:]
     grouped, pointwise = gradient.weight.reshape(shape), first.weight.view(groups, size, -1)
@@ -253,40 +253,40 @@ def _chain_gradient(outer: Tensor, first: Kernel, gradient: Kernel, factor: Tens
     return back.add_(bias), Kernel(inner.reshape(first.weight.shape), inner_bias)
 
 
-def _part_gradient(part: Part, geometry: Geometry, scale: Optional[Tensor], gradient: Kernel) -> Part:
+def _part_gradient(part: Part, geometry: Geometry, scale: Optional[Tensor], gradient: Kernel) -> Gradients:
     factor = _factor(part.bn, scale, gradient.bias)
     along_bias = gradient.bias * factor
-    first = None, None
-    conv = None
+    first: Gradients = (None, None)
+    conv: Optional[Gradients] = None
     own_bias = None
     if part.name == 'residual':
         along = gradient.weight[_diagonal(gradient.weight)]
-    elif part.name == '1x1_avg':
+    elif part.conv is None:  # an average
         height, width = geometry.kernel_size
         taps = _taps(gradient.weight)[:, :, None, None] / (height * width)
         if part.conv1 is None:
             along = taps.view(-1)
         else:
-            inner = _first(part)
+            inner = _first(part.conv1, part.bn1)
             along, own_bias = _dot(taps, inner.weight), inner.bias
-            first = _first_gradient(part, Kernel(taps * _column(factor), along_bias))
+            first = _first_gradient(part.conv1, part.bn1, Kernel(taps * _column(factor), along_bias))
     else:
         op = _op(part.conv)
         own_bias = op.bias
-        if part.name == '1x1_kxk':
+        if part.conv1 is not None:
             # the bias that comes through the KxK convolution is in `along` by way of `back`
-            back, inner = _chain_gradient(op.weight, _first(part), gradient, factor, geometry.groups)
-            first = _first_gradient(part, inner)
+            back, inner = _chain_gradient(op.weight, _first(part.conv1, part.bn1), gradient, factor, geometry.groups)
+            first = _first_gradient(part.conv1, part.bn1, inner)
         else:
             back = _centre(gradient.weight, part)
         along = _dot(back, op.weight)
-        conv = Kernel(back * _column(factor), along_bias)
-        conv = gradients(part.conv, conv) if isinstance(part.conv, Parts) else Conv(*conv)
+        by_kernel = Kernel(back * _column(factor), along_bias)
+        conv = gradients(part.conv, by_kernel) if isinstance(part.conv, Parts) else by_kernel
     along = along + gradient.bias * _shifted(part.bn, own_bias)
-    return Part(part.name, *first, conv, _norm_gradient(part.bn, scale, along, gradient.bias))
+    return (part.name, *first, conv, _norm_gradient(part.bn, scale, along, gradient.bias))
 
 
-def gradients(parts: Parts, gradient: Kernel) -> Parts:
+def gradients(parts: Parts, gradient: Kernel) -> Gradients:
     """Gradients of all parameters from that of the equivalent kernel, without those of buffers.
 
     Args:
@@ -294,7 +294,7 @@ def gradients(parts: Parts, gradient: Kernel) -> Parts:
         gradient (Kernel): Of the block's equivalent kernel.
 
     Returns:
-        Parts: Gradients at the places of the parameters.
+        tuple: Gradients at the places of the parameters.
     """
-    return Parts(parts.geometry, None, tuple(_part_gradient(part, parts.geometry, parts.scale, gradient)
-                                             for part in parts.branches))
+    return parts.geometry, None, tuple(_part_gradient(part, parts.geometry, parts.scale, gradient)
+                                       for part in parts.branches)

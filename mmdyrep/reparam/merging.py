@@ -1,6 +1,6 @@
 """A block that is linear, since all its norms work with running statistics, runs as one convolution."""
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional, Tuple, Type, TypeVar, Union
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +15,21 @@ from .geometry import Geometry
 from .kernels import Kernel
 from .merged import Conv, Norm, Part, Parts
 
+if TYPE_CHECKING:
+    from .block import Block
+
 # Subclasses of nn.Conv2d whose forward is the plain convolution on every non-empty input.
 PLAIN_CONVS = ('mmcv.cnn.bricks.wrappers.Conv2d',)
 # What a block of these computes is known here; others run as they are written.
 KNOWN = dict(zip(('kxk', '1x1', '1x1_kxk', '1x1_avg', '1xk', 'kx1', 'residual'), (
     branches.KxK, branches.OneByOne, branches.OneByOneKxK, branches.OneByOneAvg, branches.OneByK, branches.KByOne,
     branches.Residual)))
+Tree = TypeVar('Tree')
 _HALVES = (torch.float16, torch.bfloat16)
 
 # compilers know the function and take it for true
-compiling = getattr(getattr(torch, 'compiler', None), 'is_compiling', None) or getattr(
-    torch._utils, 'is_compiling', lambda: False)
+_asked: Any = getattr(getattr(torch, 'compiler', None), 'is_compiling', None)
+compiling: Callable[[], bool] = _asked or getattr(torch._utils, 'is_compiling', lambda: False)
 
 
 # ---------------------------------------------------------------------- may it?
@@ -51,7 +55,7 @@ def hooks_for_all() -> bool:
                 or modules._global_backward_pre_hooks)
 
 
-def is_plain_conv(kind: type) -> bool:
+def is_plain_conv(kind: Type[nn.Conv2d]) -> bool:
     """Whether the forward of a subclass of nn.Conv2d is that of nn.Conv2d."""
     return (kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
             or f'{kind.__module__}.{kind.__qualname__}' in PLAIN_CONVS)
@@ -61,7 +65,7 @@ def _why_conv(module: Optional[nn.Module]) -> str:
     if module is None:
         return ''
     if hasattr(module, 'branches'):
-        return why_called(module) or why_branchwise(module)
+        return why_called(module) or why_branchwise(module)  # type: ignore[arg-type]
     if not isinstance(module, nn.Conv2d) or not is_plain_conv(type(module)):
         return f'{type(module).__name__} is more than a plain convolution'
     if not compiling() and module._parameters.get('weight') is None:
@@ -84,7 +88,7 @@ def _why_norm(module: Optional[nn.Module]) -> str:
     return why_called(module)
 
 
-def why_branchwise(block: nn.Module) -> str:
+def why_branchwise(block: 'Block') -> str:
     """Why a block has to run branch by branch; empty if it may run as one convolution.
 
     It may if each of its norms works in eval mode, and nobody could notice that the modules in it are not called:
@@ -104,19 +108,20 @@ def why_branchwise(block: nn.Module) -> str:
 
 # ---------------------------------------------------------------------- its numbers
 
-def _conv(module: Optional[nn.Module]) -> Any:
+def _conv(module: Union[nn.Conv2d, 'Block', None]) -> Any:
     if module is None:
         return None
     return Conv(module.weight, module.bias) if isinstance(module, nn.Conv2d) else parts_of(module)
 
 
-def _norm(module: Optional[nn.Module]) -> Optional[Norm]:
+def _norm(module: Optional[_BatchNorm]) -> Optional[Norm]:
     if module is None or isinstance(module, nn.Identity):
         return None
-    return Norm(module.weight, module.bias, module.running_mean, module.running_var, module.eps)
+    return Norm(module.weight, module.bias, module.running_mean, module.running_var,  # type: ignore[arg-type]
+                module.eps)
 
 
-def parts_of(block: nn.Module) -> Parts:
+def parts_of(block: 'Block') -> Parts:
     """Numbers of a block and of those nested in it: its very parameters and buffers.
 
     Args:
@@ -134,8 +139,9 @@ def _wide(parts: Parts) -> Parts:
     tensors = merged.tensors_of(parts)
     if not any(tensor.dtype in _HALVES for tensor in tensors):
         return parts
-    return merged.with_tensors(parts, iter([tensor.float() if tensor.dtype in _HALVES else tensor
-                                            for tensor in tensors]))
+    numbers: Parts = merged.with_tensors(parts, iter([tensor.float() if tensor.dtype in _HALVES else tensor
+                                                      for tensor in tensors]))
+    return numbers
 
 
 def merge(parts: Parts, dtype: torch.dtype) -> Kernel:
@@ -194,20 +200,21 @@ class _Convolution(torch.autograd.Function):
                                     for found, tensor, needed in zip(by_tensor, tensors, needs)))
 
 
-def form_of(parts: Parts) -> Parts:
-    """What is known of the numbers of a block without them."""
-    return merged.with_tensors(parts, iter([merged.Place()] * len(merged.tensors_of(parts))))
+def form_of(parts: Tree) -> Tree:
+    """What is known of the numbers of a block, or of any tree of tensors, without them."""
+    form: Tree = merged.with_tensors(parts, iter([merged.Place()] * len(merged.tensors_of(parts))))
+    return form
 
 
 @contextmanager
 def _unrecorded() -> Iterator[None]:
     """What is computed here is a constant to PyTorch's tracer."""
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def recorded(x: Tensor, tensors: List[Tensor]) -> bool:
@@ -219,7 +226,7 @@ def recorded(x: Tensor, tensors: List[Tensor]) -> bool:
     return any(type(tensor) not in (Tensor, nn.Parameter) for tensor in (x, *tensors))
 
 
-def _dear(block: nn.Module, x: Tensor) -> bool:
+def _dear(block: 'Block', x: Tensor) -> bool:
     """Whether merging with gradients takes longer than running the branches.
 
     Merging a 1x1 convolution into the KxK one behind it costs as much as a KxK convolution on a map of as many
@@ -230,7 +237,7 @@ def _dear(block: nn.Module, x: Tensor) -> bool:
     return '1x1_kxk' in block.branches and 0 < x.shape[0] * height * width < geometry.in_channels // geometry.groups
 
 
-def run(block: nn.Module, x: Tensor) -> Optional[Tensor]:
+def run(block: 'Block', x: Tensor) -> Optional[Tensor]:
     """Output of a block as one convolution, differentiable; None if it has to run branch by branch.
 
     Args:
@@ -259,4 +266,5 @@ def run(block: nn.Module, x: Tensor) -> Optional[Tensor]:
     dtype = autocast_dtype(x.device)
     if dtype is not None and own != torch.float64:
         x, own = x.to(dtype), dtype
-    return _Convolution.apply(x, form_of(parts), own, *tensors)
+    out: Tensor = _Convolution.apply(x, form_of(parts), own, *tensors)  # type: ignore[no-untyped-call]
+    return out

@@ -1,5 +1,5 @@
 """Blocks whose norms keep fixed statistics in training: where these come from the first time."""
-from typing import List, Tuple
+from typing import TYPE_CHECKING, Dict, List, Tuple
 
 import torch
 import torch.distributed as dist
@@ -7,7 +7,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .autocast import without_autocast
-from .statistics import Statistics, restate
+from .statistics import Statistics, restate, running
+
+if TYPE_CHECKING:
+    from .block import Block
 
 
 def norms_in(module: nn.Module) -> List[_BatchNorm]:
@@ -17,11 +20,11 @@ def norms_in(module: nn.Module) -> List[_BatchNorm]:
 
 def missing(module: nn.Module) -> bool:
     """Whether a batch norm in it has no statistics yet: mean 0, as norms are made, of inputs that vary."""
-    return any(not norm.running_mean.any() and bool((norm.running_var > 0).all()) for norm in norms_in(module))
+    return any(not own.mean.any() and bool((own.var > 0).all()) for own in map(running, norms_in(module)))
 
 
 @torch.no_grad()
-def settle(block: nn.Module, x: Tensor) -> None:
+def settle(block: 'Block', x: Tensor) -> None:
     """Let the norms of a block take their statistics from a batch if one has none; what it computes stays.
 
     With several processes they are the mean over all of them.
@@ -33,7 +36,8 @@ def settle(block: nn.Module, x: Tensor) -> None:
     block.settled = True
     if not missing(block):
         return
-    norms, found = norms_in(block), {}  # type: List[_BatchNorm], Dict[nn.Module, Tensor]
+    norms = norms_in(block)
+    found: Dict[nn.Module, Tensor] = {}
 
     def look(norm: nn.Module, inputs: Tuple[Tensor, ...]) -> None:
         values = inputs[0].double().transpose(0, 1).flatten(1)

@@ -1,7 +1,7 @@
 """Which batch norm follows which convolution, found by watching forward passes of a copy of the network."""
 import types
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +47,12 @@ class _Watch(TorchFunctionMode):
     """Notes each function that makes a tensor out of the output of a convolution."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.outputs: Dict[int, Tuple[Tensor, int, Use]] = {}
         self.norms: List[str] = []
 
-    def __torch_function__(self, func: Any, kinds: Any, args: Tuple = (), kwargs: Optional[Dict] = None) -> Any:
+    def __torch_function__(self, func: Any, kinds: Any, args: Tuple[Any, ...] = (),
+                           kwargs: Optional[Dict[str, Any]] = None) -> Any:
         result = func(*args, **(kwargs or {}))
         # reading a shape or a device is no use; setting values is, though it returns nothing
         if func is Tensor.__setitem__ or any(True for _ in tensors_in(result)):
@@ -85,6 +86,7 @@ def tensors_in(value: Any, _seen: Optional[Set[int]] = None) -> Iterator[Tensor]
         yield value
     elif id(value) not in seen and not isinstance(value, (nn.Module, type, types.ModuleType)):
         seen.add(id(value))
+        inner: Iterable[Any]
         if isinstance(value, (list, tuple, set)):
             inner = value
         elif isinstance(value, Mapping):
@@ -140,21 +142,21 @@ def doubled(value: Any) -> Any:
 
 
 @torch.no_grad()
-def _watched(prepare: Callable[[], Any], args: Tuple, kwargs: Dict[str, Any]) -> Flow:
+def _watched(prepare: Callable[[], Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Flow:
     """One pass through the copy that the bound method ``prepare``, train or eval, belongs to."""
-    model: nn.Module = prepare.__self__
+    model: nn.Module = prepare.__self__  # type: ignore[attr-defined]
     prepare()
     watch = _Watch()
     flow = Flow({}, {})
 
-    def produce(name: str) -> Callable:
+    def produce(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
             use = flow.convs[name]
             use.calls += 1
             watch.outputs[id(output)] = output, _version(output), use
         return hook
 
-    def enter(name: str) -> Callable:
+    def enter(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, keywords: Any) -> None:
             flow.norm_calls[name] += 1
             watch.enter(name, (inputs, keywords))
@@ -165,7 +167,8 @@ def _watched(prepare: Callable[[], Any], args: Tuple, kwargs: Dict[str, Any]) ->
 
     for name, module in model.named_modules():
         if type(module) is nn.SyncBatchNorm:
-            module.__class__ = nn.BatchNorm2d  # other processes have nothing to do with it, nor has a GPU
+            # other processes have nothing to do with it, nor has a GPU
+            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
         if isinstance(module, nn.Conv2d):
             flow.convs[name] = Use()
             module.register_forward_hook(produce(name))

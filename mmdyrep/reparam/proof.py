@@ -48,7 +48,7 @@ def examine(model: nn.Module, *args: Any, **kwargs: Any) -> Survey:
     return Survey(ops, dict(merged))
 
 
-def _probe(model: nn.Module, args: Tuple, kwargs: Dict[str, Any]) -> Flow:
+def _probe(model: nn.Module, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Flow:
     """In the network's own precision, or in float32 where the device can't do that."""
     try:
         return probe(model, *args, **kwargs)
@@ -59,7 +59,7 @@ def _probe(model: nn.Module, args: Tuple, kwargs: Dict[str, Any]) -> Flow:
         return probe(single, *_inputs(args, torch.float32), **_inputs(kwargs, torch.float32))
 
 
-def _try(model: nn.Module, ops: Behind, args: Tuple, kwargs: Dict[str, Any]) -> Reasons:
+def _try(model: nn.Module, ops: Behind, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Reasons:
     """Why some of the ops are none, out of trials in the highest precision that the network works in."""
     first = None
     for dtype in TOLERANCES:

@@ -1,7 +1,7 @@
 """Which op has which branches: as JSON, and as the names of a state dict tell it."""
 import re
 from dataclasses import replace
-from typing import Any, Container, Dict, Iterable, List, Mapping, Match, Optional
+from typing import Any, Container, Dict, Iterable, List, Mapping, Match, Optional, Set, cast
 
 from torch import nn
 
@@ -34,7 +34,7 @@ def describe(model: nn.Module) -> Dict[str, Any]:
     return {'version': VERSION, 'ops': {name: list(block.branches) for name, block in blocks_of(model).items()}}
 
 
-def _match_nested(name: str, roots: Container[str]) -> Optional[Match]:
+def _match_nested(name: str, roots: Container[str]) -> Optional[Match[str]]:
     # networks have modules called `branches` of their own (HRNet), some with our names
     return None if name in roots else _NESTED.match(name)
 
@@ -91,7 +91,7 @@ def ops_in_keys(keys: Iterable[str], roots: Container[str] = ()) -> Ops:
     Raises:
         StructureError: If a branch is unknown, as in a file of a newer version.
     """
-    found: Dict[str, set] = {}
+    found: Dict[str, Set[str]] = {}
     for key in keys:
         match = _BRANCH_KEY.match(key)
         if not match:
@@ -148,8 +148,8 @@ def check(structure: Any, model: nn.Module, ops: Iterable[str], reasons: Mapping
     return {name: [branch for branch in BRANCHES if branch in wanted[name]] for name in geometries}
 
 
-def _check_op(name: str, wanted: Mapping[str, Any], model: nn.Module, eligible: set, reasons: Mapping[str, str],
-              geometries: Mapping[str, Geometry]) -> Geometry:
+def _check_op(name: str, wanted: Mapping[str, Any], model: nn.Module, eligible: Set[str],
+              reasons: Mapping[str, str], geometries: Mapping[str, Geometry]) -> Geometry:
     names = wanted[name]
     if not isinstance(names, (list, tuple)) or not all(isinstance(item, str) for item in names):
         raise StructureError(f'{name}: branches must be a list of names, got {names!r}')
@@ -171,7 +171,7 @@ def _check_op(name: str, wanted: Mapping[str, Any], model: nn.Module, eligible: 
         reason = '' if isinstance(op, Block) else why_not_now(model, name)
         if reason:
             raise StructureError(f'{name}: {reason}')
-        geometry = op.geometry if isinstance(op, Block) else Geometry.of(op)
+        geometry = op.geometry if isinstance(op, Block) else Geometry.of(cast(nn.Conv2d, op))
     else:
         raise StructureError(f"{name}: {reasons.get(name, 'the network has no convolution of this name')}")
     for item in names:

@@ -1,5 +1,5 @@
 """A block whose norms work with statistics of the batch runs as one sum that keeps little for backward."""
-from typing import Any, Callable, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +8,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import merged, merging, term_gradients, terms
 from .autocast import autocast_dtype, without_autocast
-from .branches import bordered, normed
+from .averages import average
+from .branches import Branch, bordered, normed
 from .geometry import Geometry
 from .maps import Moments
-from .merged import Conv, Norm, Part, Parts
-from .terms import Found
+from .merged import Conv
+from .statistics import running, seen_by
+from .terms import Found, Norm, Part, Parts
+
+if TYPE_CHECKING:
+    from .block import Block
 
 # positions from which on a layout is changed
 _LARGE = 128
@@ -39,7 +44,7 @@ def _why_conv(conv: nn.Module) -> str:
     return merging.why_called(conv)
 
 
-def why_branchwise(block: nn.Module) -> str:
+def why_branchwise(block: 'Block') -> str:
     """Why a block in train mode has to run branch by branch; empty if it may run as one sum.
 
     It may if all norms are plain batch norms with statistics of the batch and nobody could notice that the modules in
@@ -58,7 +63,7 @@ def why_branchwise(block: nn.Module) -> str:
     return ''
 
 
-def _fits(block: nn.Module, x: Tensor, low: Optional[torch.dtype]) -> bool:
+def _fits(block: 'Block', x: Tensor, low: Optional[torch.dtype]) -> bool:
     """Whether each norm sees several values, and all numbers are of one kind."""
     height, width = block.geometry.output_size(x.shape[2:])
     kind, tensors = torch.float32 if x.dtype == low else x.dtype, [*block.parameters(), block.scale]
@@ -68,26 +73,28 @@ def _fits(block: nn.Module, x: Tensor, low: Optional[torch.dtype]) -> bool:
 
 # ---------------------------------------------------------------------- its numbers
 
-def _norm(norm: Optional[nn.Module]) -> Optional[Norm]:
-    return None if norm is None else Norm(norm.weight, norm.bias, None, None, norm.eps)
+def _norm(norm: _BatchNorm) -> Norm:
+    return Norm(norm.weight, norm.bias, norm.eps)
 
 
-def _part(name: str, branch: nn.Module, x: Tensor) -> Part:
-    conv, conv1, bn1 = (getattr(branch, key, None) for key in ('conv', 'conv1', 'bn1'))
+def _part(name: str, branch: Branch, x: Tensor) -> Part:
+    conv: Any = getattr(branch, 'conv', None)
+    has_first = hasattr(branch, 'conv1')
     if hasattr(conv, 'branches'):
-        if conv1 is not None:
-            x = normed(bn1, bordered(conv1, branch.geometry, x))
+        if has_first:
+            x = normed(branch.bn1, bordered(branch.conv1, branch.geometry, x))
         return Part(name, None, None, conv(x), _norm(branch.bn))
-    conv, conv1 = (None if one is None else Conv(one.weight, None) for one in (conv, conv1))
-    return Part(name, conv1, _norm(bn1), conv, _norm(branch.bn))
+    return Part(name, Conv(branch.conv1.weight, None) if has_first else None, _norm(branch.bn1) if has_first else None,
+                None if conv is None else Conv(conv.weight, None), _norm(branch.bn))
 
 
-def _track(norm: nn.Module, found: Moments) -> None:
+def _track(norm: _BatchNorm, found: Moments) -> None:
     """Let running statistics take notice of a batch, as PyTorch's norm does."""
-    norm.num_batches_tracked.add_(1)
-    share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-    norm.running_mean.mul_(1 - share).add_(found.mean, alpha=share)
-    norm.running_var.mul_(1 - share).add_(found.var, alpha=share * found.count / (found.count - 1))
+    (mean, var), number = running(norm), seen_by(norm)
+    number.add_(1)
+    share = 1 / float(number) if norm.momentum is None else norm.momentum
+    mean.mul_(1 - share).add_(found.mean, alpha=share)
+    var.mul_(1 - share).add_(found.var, alpha=share * found.count / (found.count - 1))
 
 
 # ---------------------------------------------------------------------- the sum
@@ -97,16 +104,16 @@ def _plainly(parts: Parts, x: Tensor, low: Optional[torch.dtype]) -> Tensor:
     def norm(y: Tensor, by: Norm) -> Tensor:
         return F.batch_norm(y, None, None, by.weight, by.bias, True, 0.0, by.eps)
 
-    geometry, out = parts.geometry, 0.0
+    geometry, out = parts.geometry, x.new_zeros(())
     first = terms.first_shape(geometry)
     for part in parts.branches:
         y = x
-        if part.conv1 is not None:
+        if part.conv1 is not None and part.bn1 is not None:
             y = norm(geometry.pad(first(x, part.conv1.weight, low)), part.bn1)
         if isinstance(part.conv, Tensor):
             y = part.conv
         elif part.name == '1x1_avg':
-            y = terms.average(y if part.conv1 else geometry.pad(y), geometry.unpadded)
+            y = average(y if part.conv1 else geometry.pad(y), geometry.unpadded)
         elif part.conv is not None:
             shape = terms.shape_of(part.name, geometry.unpadded if part.conv1 else geometry)
             y = shape(y, part.conv.weight, low)
@@ -182,7 +189,7 @@ class _Summed(torch.autograd.Function):
         return (by_x, None, None, None, *(one if needed else None for one, needed in zip(by_tensor, needs)))
 
 
-def run(block: nn.Module, x: Tensor) -> Optional[Tensor]:
+def run(block: 'Block', x: Tensor) -> Optional[Tensor]:
     """Output of a block in train mode as one sum, differentiable; None if it has to run branch by branch.
 
     Running statistics take notice of the batch.
@@ -208,4 +215,6 @@ def run(block: nn.Module, x: Tensor) -> Optional[Tensor]:
                 _track(branch.bn1, own.inner)
             _track(branch.bn, terms.seen(part, own, block.geometry))
 
-    return _Summed.apply(x, merging.form_of(parts), low, track, *merged.tensors_of(parts))
+    out: Tensor = _Summed.apply(  # type: ignore[no-untyped-call]
+        x, merging.form_of(parts), low, track, *merged.tensors_of(parts))
+    return out

@@ -1,19 +1,19 @@
 """Blocks put into a network, taken out of it and changed by name, its function kept."""
 import copy
 from functools import partial
-from typing import Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, Union, cast
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import structure as structures
-from .block import Block, Measure, Statistics
+from .block import Block
 from .branches import MakeNorm
 from .geometry import Geometry
 from .handing import why_not_now
 from .initializing import Start
-from .kernels import Kernel
+from .statistics import Measure, Statistics, running
 
 # name of the batch norm behind each op of the plain network, None where the op has a bias instead
 Behind = Mapping[str, Optional[str]]
@@ -64,7 +64,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def geometry_of(op: nn.Module) -> Geometry:
     """Geometry of a convolution or a block."""
-    return op.geometry if isinstance(op, Block) else Geometry.of(op)
+    return op.geometry if isinstance(op, Block) else Geometry.of(cast(nn.Conv2d, op))
 
 
 def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind, *, gamma: float,
@@ -92,22 +92,25 @@ def expand(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
     Raises:
         ValueError: If something has been done to the convolution that a block can't take over.
     """
-    op = model.get_submodule(name)
+    op = cast(Union[nn.Conv2d, Block], model.get_submodule(name))
     new = [branch for branch in branches if branch != 'kxk' and not (isinstance(op, Block) and branch in op.branches)]
     if not new:
         return []
     follower = norm_behind(model, name, behind)
     is_new = not isinstance(op, Block)
-    if is_new:
+    if not isinstance(op, Block):
         reason = why_not_now(model, name)
         if reason:
             raise ValueError(f'{name} can not be expanded: {reason}')
         statistics = None
         if follower is not None:
-            bias = 0 if op.bias is None else op.bias.detach()
-            statistics = Statistics(follower.running_mean - bias, follower.running_var)
-        maker = _norm_within if structures.depth_of(name, behind) else make_norm or norm_like
-        op = Block(op, maker(follower), statistics, rescale)
+            mean, var = running(follower)
+            statistics = Statistics(mean - (0 if op.bias is None else op.bias.detach()), var)
+        if follower is not None and structures.depth_of(name, behind):
+            maker = _norm_within(follower)
+        else:
+            maker = (make_norm or norm_like)(follower)
+        op = Block(op, maker, statistics, rescale)
         _replace(model, name, op)
         if follower is not None:
             op.begin(follower)
@@ -130,7 +133,7 @@ def remove(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
         behind (Mapping): Batch norms behind the ops of the plain network.
         measure (callable, optional): Statistics on training batches, for the original's norms.
     """
-    block = model.get_submodule(name)
+    block = cast(Block, model.get_submodule(name))
     if set(branches) >= set(block.added):
         fold(model, name, behind)
     else:
@@ -139,7 +142,7 @@ def remove(model: nn.Module, name: str, branches: Sequence[str], behind: Behind,
 
 
 def _check_hooks(model: nn.Module, name: str) -> None:
-    block = model.get_submodule(name)
+    block = cast(Block, model.get_submodule(name))
     if block.altered and block._forward_hooks and not block.has_bias:
         raise structures.StructureError(
             f'{name} can not be fused: a forward hook on it changes its output, so that the norm behind it can not '
@@ -153,14 +156,15 @@ def fold(model: nn.Module, name: str, behind: Behind) -> None:
         StructureError: If a hook between the block and the norm behind keeps that from taking up the bias.
     """
     _check_hooks(model, name)
-    block = model.get_submodule(name)
+    block = cast(Block, model.get_submodule(name))
     follower = norm_behind(model, name, behind)
-    kernel: Kernel = block.fold()
+    kernel = block.fold()
     _replace(model, name, block.original_conv())
     if not block.has_bias:
         with torch.no_grad():
             # (x + b) - mean == x - (mean - b)
-            follower.running_mean.copy_(follower.running_mean.double() - kernel.bias)
+            mean = running(cast(_BatchNorm, follower)).mean
+            mean.copy_(mean.double() - kernel.bias)
 
 
 def to_structure(model: nn.Module, target: structures.Ops, behind: Behind, *, gamma: float, rescale: bool = True,
@@ -168,7 +172,7 @@ def to_structure(model: nn.Module, target: structures.Ops, behind: Behind, *, ga
                  start: Optional[Start] = None) -> None:
     """Expand and remove until the network has the ops and branches of ``target``, which has been checked."""
     for name in reversed(list(structures.blocks_of(model))):
-        block = model.get_submodule(name)
+        block = cast(Block, model.get_submodule(name))
         extra = [branch for branch in block.added if branch not in target.get(name, ())]
         if extra:
             remove(model, name, extra, behind)
@@ -179,7 +183,7 @@ def to_structure(model: nn.Module, target: structures.Ops, behind: Behind, *, ga
 def outer_blocks(model: nn.Module) -> Dict[str, Block]:
     """Blocks by name that lie in no other."""
     found: Dict[str, Block] = {}
-    inner = set()
+    inner: Set[nn.Module] = set()
     for name, block in structures.blocks_of(model).items():
         if block not in inner:
             found[name] = block

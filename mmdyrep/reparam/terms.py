@@ -10,7 +10,7 @@ Behind its linear ops a branch adds ``factor * y + offset`` to the output, both 
 So no normalized map is ever made. Maps of convolutions larger than 1x1 are kept for backward, all others are computed
 again from the input.
 """
-from typing import List, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Tuple, Union, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,35 @@ from . import maps
 from .averages import average
 from .geometry import Geometry, Pair
 from .maps import Moments
-from .merged import Norm, Part, Parts
+from .merged import Conv
 
 _backward = torch.ops.aten.convolution_backward
+
+
+class Norm(NamedTuple):
+    """Numbers of a batch norm that works with statistics of the batch."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+class Part(NamedTuple):
+    """Numbers of a branch; what the branch does not have is None."""
+
+    name: str
+    conv1: Optional[Conv]
+    bn1: Optional[Norm]
+    conv: Union[Conv, Tensor, None]  # a tensor: the map that a nested block has made
+    bn: Norm
+
+
+class Parts(NamedTuple):
+    """Numbers of a block: ``scale`` (C_out,), and its branches, the original first."""
+
+    geometry: Geometry
+    scale: Tensor
+    branches: Tuple[Part, ...]
 
 
 class Found(NamedTuple):
@@ -40,18 +66,18 @@ def deviation(found: Moments, norm: Norm) -> Tensor:
     return (found.var + norm.eps).sqrt()
 
 
-def inner_factor(part: Part, found: Found) -> Tensor:
-    """What the inner norm of a branch multiplies by."""
-    return part.bn1.weight / deviation(found.inner, part.bn1)
+def gain(found: Moments, norm: Norm) -> Tensor:
+    """What a norm multiplies by."""
+    return norm.weight / deviation(found, norm)
 
 
 def seen(part: Part, found: Found, geometry: Geometry) -> Moments:
     """Moments of what the last norm of a branch sees when modules are called one by one."""
-    if found.inner is None:
+    if found.inner is None or part.bn1 is None:
         return found.outer
-    factor = inner_factor(part, found)
+    factor = gain(found.inner, part.bn1)
     shift = part.bn1.bias - factor * found.inner.mean
-    if part.name == '1x1_avg':
+    if not isinstance(part.conv, Conv):
         return Moments(found.outer.mean * factor + shift, found.outer.var * factor.square(), found.outer.count)
     taps = part.conv.weight[0, 0].numel()
     everywhere = shift.view(geometry.groups, -1, 1).expand(-1, -1, taps).reshape(geometry.groups, -1, 1)
@@ -125,7 +151,8 @@ class _Sum:
     """``scale * sum_j BN_j(y_j)``, added up in place."""
 
     def __init__(self, scale: Tensor) -> None:
-        self.scale, self.out, self.offset = scale, None, torch.zeros_like(scale)
+        self.scale, self.offset = scale, torch.zeros_like(scale)
+        self.out: Optional[Tensor] = None
 
     def add(self, y: Tensor, norm: Norm, found: Moments, inner: Optional[Tensor] = None) -> None:
         """Add a map; ``inner`` is a factor that it has yet to be multiplied by in front of the norm."""
@@ -157,10 +184,10 @@ def forward(parts: Parts, x: Tensor, low: Optional[torch.dtype]) -> Tuple[Tensor
     for part in parts.branches:
         kept = inner = factor = None
         y = x
-        if part.conv1 is not None:
+        if part.conv1 is not None and part.bn1 is not None:
             y = first_shape(geometry)(x, part.conv1.weight, low)
             inner = maps.moments(y, border)
-            factor = part.bn1.weight / deviation(inner, part.bn1)
+            factor = gain(inner, part.bn1)
         if isinstance(part.conv, Tensor):
             y = part.conv
         elif part.name == '1x1_avg':
@@ -172,4 +199,4 @@ def forward(parts: Parts, x: Tensor, low: Optional[torch.dtype]) -> Tuple[Tensor
             kept = None if part.name == '1x1' else y
         found.append(Found(kept, maps.moments(y), inner))
         total.add(y, part.bn, found[-1].outer, factor)
-    return maps.shift(total.out, total.offset), found
+    return maps.shift(cast(Tensor, total.out), total.offset), found

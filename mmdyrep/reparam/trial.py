@@ -1,6 +1,6 @@
 """Ops expanded on copies of a network, and what is computed compared."""
 import random
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, cast
 
 import numpy as np
 import torch
@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import surgery
-from .block import Statistics
+from .block import Block
 from .eligible import fitting
 from .lookalike import lookalike
 from .probe import tensors_in
+from .statistics import running
 
 # relative to the largest value
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -61,7 +62,7 @@ class Trial:
         Exception: If the network does not run this way.
     """
 
-    def __init__(self, model: nn.Module, ops: Behind, args: Tuple, kwargs: Dict[str, Any], dtype: torch.dtype,
+    def __init__(self, model: nn.Module, ops: Behind, args: Tuple[Any, ...], kwargs: Dict[str, Any], dtype: torch.dtype,
                  shaken: bool) -> None:
         self.ops, self.args, self.kwargs, self.tolerance = ops, args, kwargs, TOLERANCES[dtype]
         self.plain = self._copy(model).to(dtype)
@@ -111,11 +112,11 @@ class Trial:
         for name in ops:
             branches = fitting(TRIED, surgery.geometry_of(model.get_submodule(name)))
             surgery.expand(model, name, branches, self.ops, gamma=1.0, generator=generator)
-        blocks = [model.get_submodule(name) for name in ops]
+        blocks = [cast(Block, model.get_submodule(name)) for name in ops]
         for block in blocks:
             kernel = block.kernel()
             shake(block)
-            block.assign(kernel, Statistics(block.origin.bn.running_mean, block.origin.bn.running_var))
+            block.assign(kernel, running(block.origin.bn))
         self._compare(self.before, self._run(model), ops, 'expanded')
         for block in blocks:
             shake(block, seed=1)
@@ -134,7 +135,7 @@ class Trial:
     def _run(self, model: nn.Module) -> Seen:
         seen, handles = Seen({}, {}, []), []
 
-        def keep(name: str, place: Dict[str, List[Tensor]], whole: bool) -> Callable:
+        def keep(name: str, place: Optional[Dict[str, List[Tensor]]], whole: bool) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
                 if whole:
                     seen.inputs.setdefault(name, []).extend(tensor.clone() for tensor in tensors_in((args, kwargs)))

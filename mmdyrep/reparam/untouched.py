@@ -1,13 +1,14 @@
 """A network run without leaving a trace: tensors, attributes and random state are the same afterwards."""
 import random
 from contextlib import contextmanager
+from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from .random_state import random_state_kept
 
@@ -17,7 +18,7 @@ _VALUES = (type(None), bool, int, float, complex, str, bytes, type, FunctionType
 _STRANGERS = ('logging', 'threading', '_thread', 'multiprocessing', 'concurrent', 'weakref', 'torch._', 'torch.jit',
               'torch.fx', 'torch.distributed', 'torch.utils.data', 'mmengine.runner', 'mmengine.config',
               'mmengine.registry', 'mmengine.hooks', 'mmengine.dataset', 'mmengine.visualization')
-Undo = Callable[[], None]
+Undo = Callable[[], object]
 
 
 @contextmanager
@@ -94,7 +95,7 @@ class _Snapshot:
             for name in [slots] if isinstance(slots, str) else slots:
                 if name not in ('__dict__', '__weakref__') and hasattr(value, name):
                     part = getattr(value, name)
-                    self.undo.append(lambda name=name, part=part: setattr(value, name, part))
+                    self.undo.append(partial(setattr, value, name, part))
                     found.append(part)
         return found
 
@@ -127,12 +128,12 @@ def _tensor_undo(tensor: Tensor) -> Optional[Undo]:
     return undo
 
 
-def _array_undo(array: np.ndarray) -> Optional[Undo]:
+def _array_undo(array: 'np.ndarray[Any, Any]') -> Optional[Undo]:
     value = array.copy()
     return (lambda: np.copyto(array, value)) if array.flags.writeable else None
 
 
-def _dict_undo(table: dict) -> Undo:
+def _dict_undo(table: Dict[Any, Any]) -> Undo:
     content = list(table.items())
 
     def undo() -> None:
@@ -163,6 +164,7 @@ def _is_deque(value: Any) -> bool:
 
 def _generator_undo(generator: Any) -> Optional[Undo]:
     """Of Python's, NumPy's and PyTorch's generators of random numbers; None for anything else."""
+    state: Any
     if isinstance(generator, random.Random):
         state = generator.getstate()
         return lambda: generator.setstate(state)

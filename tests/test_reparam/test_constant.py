@@ -159,14 +159,14 @@ def test_a_kernel_from_inference_mode_serves_under_autograd():
 def test_nothing_is_kept_in_training_and_of_blocks_that_are_gone():
     block = full_block()
     x = settled(block)
-    assert constant._kept[block].copies
+    assert constant._kept[block].found
     block(x)
     assert block not in constant._kept
     # the forward of a checkpointed block: nothing to compare with is copied
     for _ in range(3):
         with torch.no_grad():
             block(x)
-        assert constant._kept[block].copies is None
+        assert constant._kept[block].found is None
         block(x)
         with torch.no_grad():
             block.origin.bn.weight.add_(1e-3)
