@@ -15,8 +15,10 @@ from tests.runs import needs_images
 
 STEPS = 2
 NAMES = [name for name in all_configs() if not name.startswith('small/')]
-# configs that differ from one of these by the structure or the start of the backbone alone: built in test_configs.py
-SAME = ('-norm_', '-7ops_', '-dbb-c_', '-dyrep-c_', '-dyrep-cd_', 'cifar100', 'resnet34', 'resnetv1c50', 'B3', '-r50b-')
+# configs that differ from one of these by the structure, the start or the size of the backbone alone: built in
+# test_configs.py
+SAME = ('-norm_', '-7ops_', '-dbb-c_', '-dyrep-c_', '-dyrep-cd_', 'cifar100', 'resnet34', 'resnetv1c50', 'B2g4', 'B3',
+        'pspnet_r50-')
 
 
 @pytest.fixture(scope='module')
