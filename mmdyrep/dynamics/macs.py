@@ -1,5 +1,5 @@
 """Multiply-adds of convolutions and linear layers, one counted once."""
-from typing import Any, Callable, Dict, List, Tuple, cast
+from typing import Any, Callable, Dict, List, Sequence, Tuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,13 +66,13 @@ def executed(model: nn.Module, *inputs: Any, **kwargs: Any) -> int:
     return total
 
 
-def of_branches(names: List[str], geometry: Geometry, size: Tuple[int, int]) -> int:
+def of_branches(names: List[str], geometry: Geometry, size: Sequence[int]) -> int:
     """MACs that branches beside an op would add for one image.
 
     Args:
         names (list[str]): Branches.
         geometry (Geometry): Of the op.
-        size (tuple): Height and width of its input.
+        size (Sequence[int]): Height and width of its input.
     """
     total = 0
     with torch.device('meta'):

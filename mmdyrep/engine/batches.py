@@ -27,7 +27,7 @@ class LastBatches:
         if due != self._due:
             self._batches.clear()
             self._due = due
-        if left <= self._batches.maxlen:
+        if left <= (self._batches.maxlen or 0):
             self._batches.append(copied(batch))
 
     def clear(self) -> None:

@@ -37,9 +37,9 @@ def resume_from_readable(runner: Runner) -> None:
         except ValueError as error:
             answer[2] = str(error)
     broadcast_object_list(answer)
-    path, warning, error = answer
-    if error is not None:
-        raise ValueError(error)
+    path, warning, refusal = answer
+    if refusal is not None:
+        raise ValueError(refusal)
     if path is not None:
         runner.logger.warning(warning)
         runner._load_from = path
@@ -144,7 +144,7 @@ def _atomically(save: Callable) -> Callable:
         with atomic_path(path) as temporary:
             save(out_dir, os.path.relpath(temporary, out_dir), file_client_args, *args, **kwargs)
 
-    wrapper.wrapped_by_mmdyrep = True
+    wrapper.wrapped_by_mmdyrep = True  # type: ignore[attr-defined]
     return wrapper
 
 
@@ -166,5 +166,5 @@ def _deleting_last(hook: CheckpointHook) -> Callable:
             if hook.file_backend.isfile(path):
                 hook.file_backend.remove(path)
 
-    wrapper.wrapped_by_mmdyrep = True
+    wrapper.wrapped_by_mmdyrep = True  # type: ignore[attr-defined]
     return wrapper

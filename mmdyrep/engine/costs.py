@@ -33,14 +33,14 @@ def budget(backbone: DyRepBackbone, shape: Sequence[int],
     return extra, ratio * base - counted.total
 
 
-def cost(model: nn.Module, backbone: nn.Module, shape: Sequence[int]) -> Dict[str, Dict[str, int]]:
+def cost(model: nn.Module, backbone: DyRepBackbone, shape: Sequence[int]) -> Dict[str, Dict[str, int]]:
     """MACs and parameters of the backbone and, where it can be counted (classifiers), of the model.
 
     ``macs`` are those of the branches, as the paper counts; with ``online`` also ``executed``, those of training.
 
     Args:
         model (nn.Module): The whole model.
-        backbone (nn.Module): Its backbone.
+        backbone (DyRepBackbone): Its backbone.
         shape (Sequence[int]): (C, H, W) of the input.
     """
     args, kwargs = inputs_for(backbone, shape)

@@ -180,7 +180,7 @@ def remember_comm_hook(runner: Runner) -> None:
     if there:
         raise ValueError(f'DyRepHook: the communication hook {there} was registered before the run began and could not '
                          'be set again when the structure changes; register it in before_train of a hook')
-    wrapper.register_comm_hook = _Noting(wrapper.register_comm_hook)
+    wrapper.register_comm_hook = _Noting(wrapper.register_comm_hook)  # type: ignore[method-assign]
 
 
 class _Noting:

@@ -1,5 +1,5 @@
 """Averaged copies of a model (mmengine's EMAHook) that follow its structure."""
-from typing import Any, Callable, List, Sequence
+from typing import Any, Callable, List, Sequence, cast
 
 import torch
 from mmengine.hooks import EMAHook
@@ -12,10 +12,10 @@ from mmdyrep.models import DyRepBackbone
 from mmdyrep.models.dropping import drop
 from mmdyrep.models.finding import find_backbone
 from mmdyrep.models.upkeep import leaves_out
-from mmdyrep.reparam import Block, Statistics
-from mmdyrep.reparam.block import restate
+from mmdyrep.reparam import Block, Statistics, blocks_of
 from mmdyrep.reparam.kernels import Kernel, fuse_bn, of_conv
 from mmdyrep.reparam.online import norms_in
+from mmdyrep.reparam.statistics import restate, running
 from mmdyrep.reparam.surgery import outer_blocks
 
 from .forwards import runner_forward
@@ -56,12 +56,12 @@ class Averaged:
             name (str): Of the op.
             branches (Sequence[str]): Those that were added.
         """
-        before = Kernel(*(part.clone() for part in of_conv(self.backbone.get_submodule(name))))
+        before = Kernel(*(part.clone() for part in of_conv(cast(nn.Conv2d, self.backbone.get_submodule(name)))))
         if leaves_out(self.backbone, name):
-            before = fuse_bn(before, self.backbone.norm_behind(name))
+            before = fuse_bn(before, cast(_BatchNorm, self.backbone.norm_behind(name)))
         # a generator of its own: the random state of the training is not touched
         self.backbone.expand(name, list(branches), generator=torch.Generator())
-        block, original = self.backbone.get_submodule(name), source.get_submodule(name)
+        block, original = blocks_of(self.backbone)[name], blocks_of(source)[name]
         block.scale.copy_(original.scale)
         for branch in block.added:
             block.branches[branch].load_state_dict(original.branches[branch].state_dict())
@@ -72,7 +72,7 @@ class Averaged:
         """Follow a block of the source that has just lost branches (Eq. 10 with the averaged weights)."""
         self.backbone.remove(name, list(branches))
         block, original = self.backbone.get_submodule(name), source.get_submodule(name)
-        while isinstance(block, Block):
+        while isinstance(block, Block) and isinstance(original, Block):
             _take_statistics(block.origin.bn, original.origin.bn)
             block, original = block.origin.conv, original.origin.conv
         self._follow_behind(source, name)
@@ -86,7 +86,7 @@ class Averaged:
     def _follow_behind(self, source: DyRepBackbone, name: str) -> None:
         behind = self.backbone.norm_behind(name)
         if behind is not None and not isinstance(self.backbone.get_submodule(name), Block):
-            _take_statistics(behind, source.norm_behind(name))
+            _take_statistics(behind, cast(_BatchNorm, source.norm_behind(name)))
 
     @torch.no_grad()
     def take_statistics(self, source: DyRepBackbone) -> None:
@@ -109,8 +109,9 @@ class Averaged:
 
 
 def _statistics(bn: _BatchNorm, device: torch.device) -> Statistics:
-    return Statistics(bn.running_mean.to(device), bn.running_var.to(device))
+    mean, var = running(bn)
+    return Statistics(mean.to(device), var.to(device))
 
 
 def _take_statistics(bn: _BatchNorm, source: _BatchNorm) -> None:
-    restate(bn, _statistics(source, bn.running_mean.device))
+    restate(bn, _statistics(source, running(bn).mean.device))

@@ -50,7 +50,7 @@ def models_of(runner: Runner) -> List[nn.Module]:
     return [unwrapped(runner.model), *(copy.model for copy in averaged_copies(runner))]
 
 
-def round_of(runner: Runner, backbone: DyRepBackbone, batches: Sequence[Any], shape: Optional[Sequence[int]],
+def round_of(runner: Runner, backbone: DyRepBackbone, batches: Sequence[Any], shape: Sequence[int],
              calls: int) -> Round:
     """What an update of a runner's model works with; its modes are those of the training.
 
@@ -58,7 +58,7 @@ def round_of(runner: Runner, backbone: DyRepBackbone, batches: Sequence[Any], sh
         runner (Runner): Between two iterations.
         backbone (DyRepBackbone): Of its model.
         batches (Sequence): To calibrate on.
-        shape (Sequence[int], optional): (C, H, W) that MACs are counted at.
+        shape (Sequence[int]): (C, H, W) that MACs are counted at.
         calls (int): Forward passes through the backbone that one batch makes.
     """
     if not runner.model.training:

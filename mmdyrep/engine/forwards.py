@@ -64,13 +64,13 @@ def runner_loss(runner: Runner) -> Callable[[Any], Tensor]:
     return loss
 
 
-def _base_step(model: nn.Module, data: Any, optim_wrapper: Any) -> None:
+def _base_step(model: Any, data: Any, optim_wrapper: Any) -> None:
     with optim_wrapper.optim_context(model):
         losses = model._run_forward(model.data_preprocessor(data, True), mode='loss')
     optim_wrapper.update_params(model.parse_losses(losses)[0])
 
 
-def _through(wrapper: nn.Module, model: nn.Module, data: Any, optim_wrapper: Any) -> None:
+def _through(wrapper: Any, model: nn.Module, data: Any, optim_wrapper: Any) -> None:
     """The step of a parallel wrapper of the user's, on the model alone: nothing is communicated."""
     try:
         vars(wrapper)['forward'] = model.__call__
@@ -84,11 +84,11 @@ def _without_backward(standing: '_Standing') -> Iterator[None]:
     """A step that calls ``backward`` itself gets no gradients: nothing is there to be learnt from."""
     saved = Tensor.backward, torch.autograd.backward
     try:
-        Tensor.backward = lambda loss, *args, **kwargs: standing.backward(loss)
+        Tensor.backward = lambda loss, *args, **kwargs: standing.backward(loss)  # type: ignore[method-assign]
         torch.autograd.backward = lambda tensors, *args, **kwargs: standing.backward(tensors)
         yield
     finally:
-        Tensor.backward, torch.autograd.backward = saved
+        Tensor.backward, torch.autograd.backward = saved  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -109,7 +109,7 @@ class _Standing:
     def __init__(self, real: Any, exact: bool = False, caught: Optional[List[Tensor]] = None) -> None:
         vars(self).update(_real=real, _exact=exact, _caught=[] if caught is None else caught)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         return type(self._real)
 

@@ -32,6 +32,6 @@ def before_each_step(optimizer: Optimizer, look: Callable[[Any], None]) -> None:
             look(1.0 if scale is None else scale)
         return step(*args, **kwargs)
 
-    watched = torch._dynamo.disable(watched)
-    watched.watched_by_mmdyrep = step
-    optimizer.step = watched
+    uncompiled: Any = torch._dynamo.disable(watched)
+    uncompiled.watched_by_mmdyrep = step
+    optimizer.step = uncompiled  # type: ignore[method-assign]

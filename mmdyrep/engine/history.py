@@ -101,7 +101,7 @@ def check_history(value: Any, where: str) -> Dict[str, Any]:
 
 def _misfit(value: Any, form: Any, name: str) -> Optional[str]:
     """What is wrong about a value; nothing where it has the form."""
-    kinds = form if isinstance(form, (type, tuple)) else type(form)
+    kinds: Any = form if isinstance(form, (type, tuple)) else type(form)
     if not isinstance(value, kinds) or isinstance(value, bool):
         return f'{name} is {str(value)[:40]!r}'
     parts = []
@@ -159,13 +159,13 @@ def write_files(folder: Path, structures: Dict[int, Dict[str, Any]], number: Opt
             that were killed have left half written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    begins = number is not None
+    begins, last = number is not None, number or 0
     if begins:
         for leftover in folder.glob('.*.json.*.tmp'):
             leftover.unlink()
     for path in folder.glob('structure_*.json') if begins else ():
         match = re.fullmatch(r'structure_(\d+)\.json', path.name)
-        if match and int(match[1]) > number:
+        if match and int(match[1]) > last:
             path.unlink()
     for done, structure in structures.items():
         path = structure_path(folder, done)

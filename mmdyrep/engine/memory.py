@@ -1,6 +1,6 @@
 """A training that runs out of memory says what DyRep has to do with it."""
 from functools import wraps
-from typing import Any, Callable
+from typing import Any, Callable, Dict, cast
 
 import torch
 from mmengine.runner import Runner
@@ -46,7 +46,7 @@ def explain_out_of_memory(runner: Runner, history: Callable[[], History]) -> Non
             kind = torch.cuda.OutOfMemoryError if isinstance(error, torch.cuda.OutOfMemoryError) else RuntimeError
             raise kind(f'{error}\n{growth}') from error
 
-    wrapper.wrapped_by_mmdyrep = True
+    wrapper.wrapped_by_mmdyrep = True  # type: ignore[attr-defined]
     loop.run_iter = wrapper
 
 
@@ -58,7 +58,8 @@ def _last_growth(history: History, iteration: int) -> str:
     settings = history.settings
     when = f'epoch {entry["epoch"]}' if settings.get('by_epoch', True) else f'iteration {entry["iter"]}'
     grown = ' and '.join(f'expanded {item["op"]} by {", ".join(item["branches"])}' for item in entry['grown'])
-    times = history.updates[-1]['macs']['backbone'] / max(1, history.start['macs']['backbone'])
+    start = cast(Dict[str, Any], history.start)
+    times = history.updates[-1]['macs']['backbone'] / max(1, start['macs']['backbone'])
     return (f'DyRep: out of memory in iteration {iteration + 1}, {iteration + 1 - entry["iter"]} after the update of '
             f'{when}, which {grown}; the backbone takes {times:.2f} times the MACs that the run began with. '
             'Go on from the last checkpoint with --resume and a smaller batch (train_dataloader.batch_size). Or let '

@@ -48,8 +48,8 @@ class FetchWatcher:
         for call in self.before:
             call(self.index)
         batch = next(self.iterator)
-        for call in self.after:
-            call(self.index, batch)
+        for look in self.after:
+            look(self.index, batch)
         self.index += 1
         return batch
 

@@ -4,6 +4,7 @@ from typing import Any, Dict, List, Mapping
 from mmengine.runner import Runner
 from torch import nn
 
+from mmdyrep.dynamics import Key
 from mmdyrep.models import DyRepBackbone
 from mmdyrep.reparam.eligible import by_reason
 
@@ -64,12 +65,12 @@ NOT_CALLED = ('DyRep: the first batch\'s training step does not call the backbon
               'compared before and after an update; call self.backbone(x), not a method of it')
 
 
-def why_unscored(backbone: DyRepBackbone, scores: Mapping[str, float], ranked: bool, steps: int, scored: int) -> str:
+def why_unscored(backbone: DyRepBackbone, scores: Mapping[Key, float], ranked: bool, steps: int, scored: int) -> str:
     """Why no op could be ranked in an interval; nothing where one was, or where none is left to be expanded.
 
     Args:
         backbone (DyRepBackbone): With its candidates.
-        scores (Mapping[str, float]): Of the interval.
+        scores (Mapping[Key, float]): Of the interval.
         ranked (bool): Whether any took part in the ranking.
         steps (int): That the optimizer has taken in the interval.
         scored (int): Scores that have been read in them.

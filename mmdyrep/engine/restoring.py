@@ -1,6 +1,6 @@
 """An update happens as a whole or not at all."""
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.optim import OptimWrapper, _ParamScheduler
@@ -39,7 +39,8 @@ def all_or_nothing(modules: Sequence[nn.Module], optim_wrapper: Optional[OptimWr
 
 
 def _module_undo(module: nn.Module) -> Undo:
-    tables = [(table, dict(table)) for table in (module._modules, module._parameters, module._buffers)]
+    tables: List[Tuple[Any, Dict[str, Any]]] = [(table, dict(table)) for table in (
+        module._modules, module._parameters, module._buffers)]
     own = [tensor for table in (module._parameters, module._buffers) for tensor in table.values() if tensor is not None]
     values = [(tensor, tensor.detach().clone()) for tensor in own]
     training = module.training

@@ -1,6 +1,8 @@
 """Scores of the ops at an update, from the steps of the interval and the batches kept of it."""
 import time
-from typing import Any, Collection, Dict, List, Tuple
+from typing import Any, Callable, Collection, Dict, List, Tuple, cast
+
+from torch import Tensor, nn
 
 from mmdyrep.dynamics import Key, Metric, Moment, Op, Saliency, build_metric, name_of
 from mmdyrep.models import DyRepBackbone
@@ -16,7 +18,7 @@ def frozen(backbone: DyRepBackbone) -> List[str]:
 def ops_of(backbone: DyRepBackbone, also_frozen: bool = False) -> List[Op]:
     """The candidates with their modules, and those that would be if they were not frozen."""
     names = backbone.candidates() + (frozen(backbone) if also_frozen else [])
-    return [Op(name, backbone.get_submodule(name), backbone.norm_behind(name)) for name in names]
+    return [Op(name, cast(nn.Conv2d, backbone.get_submodule(name)), backbone.norm_behind(name)) for name in names]
 
 
 def readings(saliency: Saliency) -> int:
@@ -25,7 +27,7 @@ def readings(saliency: Saliency) -> int:
 
 
 def _measure(saliency: Saliency, round_: Round) -> None:
-    saliency.measure(round_.model, round_.loss, round_.batches, ops_of(round_.backbone))
+    saliency.measure(round_.model, cast(Callable[[Any], Tensor], round_.loss), round_.batches, ops_of(round_.backbone))
 
 
 def score(saliency: Saliency, round_: Round, moment: Moment,

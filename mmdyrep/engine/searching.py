@@ -2,7 +2,7 @@
 import math
 import time
 from contextlib import contextmanager
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, cast
 
 import torch
 from mmengine.runner import Runner
@@ -15,7 +15,7 @@ from mmdyrep.dynamics.architecture import Architecture, BranchKey
 from mmdyrep.models import DyRepBackbone
 from mmdyrep.models.dropping import drop
 from mmdyrep.models.finding import unwrapped
-from mmdyrep.reparam import blocks_of
+from mmdyrep.reparam import Block, blocks_of
 from mmdyrep.reparam.gating import Gate, set_gates, slope
 from mmdyrep.reparam.left_out import is_left_out
 
@@ -41,7 +41,7 @@ def searchable(backbone: DyRepBackbone, always: Sequence[str]) -> List[BranchKey
 
 def slopes(backbone: DyRepBackbone, keys: Iterable[BranchKey]) -> List[Optional[Tensor]]:
     """Derivative of the loss by the gate of each of these branches, from the gradients that there are."""
-    return [slope(backbone.get_submodule(name).branches[branch].bn) for name, branch in keys]
+    return [slope(cast(Block, backbone.get_submodule(name)).branches[branch].bn) for name, branch in keys]
 
 
 def close(models: Iterable[nn.Module], keys: Sequence[BranchKey], training: Iterable[BranchKey] = (),
@@ -54,7 +54,8 @@ def close(models: Iterable[nn.Module], keys: Sequence[BranchKey], training: Iter
         training (Iterable[tuple]): Branches that run in train mode.
         evaluation (Iterable[tuple]): Branches that run in eval mode.
     """
-    masks, closed = (set(training), set(evaluation)), {name: (set(), set()) for name, _ in keys}
+    masks = set(training), set(evaluation)
+    closed: Dict[str, Tuple[Set[str], Set[str]]] = {name: (set(), set()) for name, _ in keys}
     for name, branch in keys:
         for mask, names in zip(masks, closed[name]):
             if (name, branch) not in mask:
@@ -98,7 +99,7 @@ def finish(runner: Runner, backbone: DyRepBackbone, gone: Ops, batch: Any, shape
     """
     begin = time.perf_counter()
     round_ = round_of(runner, backbone, [batch], shape, 1)
-    parts = [(round_.model, backbone, round_.exact_run), *(
+    parts = [(round_.model, backbone, round_.exact_run or round_.run), *(
         (copy.model, copy.backbone, copy.run) for copy in round_.copies)]
     before = [eval_output(*part, batch) for part in parts]
     changing, parameters = [part[1] for part in parts], set(round_.model.parameters())

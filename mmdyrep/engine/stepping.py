@@ -1,6 +1,6 @@
 """Every optimizer that really steps the backbone's parameters: its gradients are looked at, its groups follow."""
 import weakref
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, Iterator, List, cast
 
 from torch import nn
 from torch.nn import Parameter
@@ -93,7 +93,7 @@ class Steppers:
         """
         if optimizer is self._outer:
             return
-        check_optimizer(optimizer, self._backbone())
+        check_optimizer(optimizer, cast(nn.Module, self._backbone()))
         self._outer, self._all = optimizer, with_inner(optimizer)
         self._strangers.clear()
         for innermost in (part for part in self._all if len(with_inner(part)) == 1):

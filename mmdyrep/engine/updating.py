@@ -181,9 +181,8 @@ class _DriftWatch:
         self._round, self._tolerance = round_, tolerance
         self._before = self._outputs()
         self.sound = _finite(self._before)
-        self.drifts = [0.0 if output else None for output in self._before] if self.sound else []
-        if None in self.drifts:
-            self.drifts = []  # not called as a module: nothing can be told
+        # without an output the backbone is not called as a module: nothing can be told
+        self.drifts: List[float] = [0.0 for _ in self._before] if self.sound and all(self._before) else []
 
     def _outputs(self) -> List[List[Tensor]]:
         if not self._round.batches:
@@ -234,7 +233,7 @@ def _expand(round_: Round, key: Key, moment: Moment, inputs: Optional[Inputs]) -
     name, wanted = parts(key)
     with _naming(f'expanding {name}'):
         branches = round_.backbone.expand(name, wanted, generator=moment.generator(written(key)),
-                                          measure=inputs and inputs.of(name))
+                                          measure=inputs.of(name) if inputs else None)
         for copy in round_.copies:
             copy.expand(round_.backbone, name, branches)
     return name, branches
@@ -261,10 +260,10 @@ def _cut(round_: Round, policy: Policy, inputs: Optional[Inputs], uncut: Collect
          watch: _DriftWatch) -> None:
     backbone = round_.backbone
     for name, branches in _cuts(round_, policy, uncut):
-        importances = importance(backbone.get_submodule(name))
+        importances = importance(blocks_of(backbone)[name])
         with _passing_over(round_, name, entry):
             with _naming(f'removing {", ".join(branches)} from {name}'):
-                backbone.remove(name, branches, measure=inputs and inputs.of(name))
+                backbone.remove(name, branches, measure=inputs.of(name) if inputs else None)
                 for copy in round_.copies:
                     copy.remove(backbone, name, branches)
             values = list(importances.values())

@@ -16,7 +16,7 @@ from . import loading, starting, upkeep
 from .norms import norm_maker
 from .probing import example_of, probe_backbone, probe_with
 from .reasons import reasons_of, require_branches, require_op
-from .settings import build, check_inner, checked, static_structure
+from .settings import Settings, build, check_inner, checked, static_structure
 from .wrapping import Extension, extended
 
 
@@ -63,6 +63,7 @@ class DyRepBackbone(Extension):
     """
 
     prefix = 'DyRep'
+    _dyrep: Settings
 
     def __new__(cls, *args, **kwargs):
         """A finished backbone."""
@@ -107,9 +108,7 @@ class DyRepBackbone(Extension):
     @property
     def survey(self) -> reparam.Survey:
         """Ops of the plain backbone that can be expanded, each of them tried on a copy when first asked for."""
-        if self._dyrep.survey is None:
-            self._dyrep.survey_by(probe_backbone, self, self._dyrep.input_shape)
-        return self._dyrep.survey
+        return self._dyrep.survey or self._dyrep.survey_by(probe_backbone, self, self._dyrep.input_shape)
 
     @property
     def online(self) -> bool:
@@ -244,7 +243,7 @@ class DyRepBackbone(Extension):
         if self.structure['ops']:
             reparam.fold_all(self, self.survey.ops)
             self._changed()
-        inherited = getattr(super(), 'switch_to_deploy', None)
+        inherited: Any = getattr(super(), 'switch_to_deploy', None)
         if inherited is not None and not self._dyrep.deployed:
             inherited()
         self._dyrep.deployed = True
@@ -259,7 +258,7 @@ class DyRepBackbone(Extension):
 
     # ------------------------------------------------------------------ what nn.Module and BaseModule do
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> 'DyRepBackbone':
         """As the inner class; norms in a block follow the one behind it, frozen statistics included."""
         super().train(mode)
         upkeep.mode_set(self)

@@ -1,5 +1,5 @@
 """The one DyRepBackbone of a model."""
-from typing import Tuple
+from typing import Tuple, cast
 
 from mmengine.model import is_model_wrapper
 from torch import nn
@@ -9,7 +9,7 @@ from .dyrep_backbone import DyRepBackbone
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside a parallel wrapper."""
-    return model.module if is_model_wrapper(model) else model
+    return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
 
 def find_backbone(model: nn.Module) -> Tuple[str, DyRepBackbone]:

@@ -1,7 +1,7 @@
 """No run trains with branches that its optimizer does not know."""
 import weakref
 from functools import wraps
-from typing import Any, Callable, Dict, Set
+from typing import Any, Callable, Dict, List, Set
 
 from torch import nn
 from torch.optim import Optimizer
@@ -9,7 +9,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 # changed backbones, with the parameters that learned then: what is thawed later is up to the user
 _changed: 'weakref.WeakKeyDictionary[nn.Module, Set[int]]' = weakref.WeakKeyDictionary()
-_installed = []
+_installed: List[Any] = []
 _ADVICE = ('Add DyRepHook (default_hooks=dict(dyrep=dict(type="DyRepHook"))), with end=... if nothing shall grow any '
            'more, or give the structure when the model is built (DyRepBackbone(structure=...), or pretrained=<the '
            'augmented checkpoint>).')
@@ -23,7 +23,7 @@ def watch(backbone: nn.Module) -> None:
     _changed[backbone] = learning
     if not _installed:
         _installed.append(register_optimizer_step_pre_hook(_check))
-        Optimizer.load_state_dict = _explaining(Optimizer.load_state_dict)
+        Optimizer.load_state_dict = _explaining(Optimizer.load_state_dict)  # type: ignore[method-assign]
 
 
 def _explaining(load: Callable) -> Callable:

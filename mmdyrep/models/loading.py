@@ -2,11 +2,12 @@
 import copy
 import os
 import re
-from typing import Any, Dict, Iterable, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence, cast
 
 from mmengine.model import PretrainedInit
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyrep.fileio import NoStateDict, read_checkpoint
 from mmdyrep.reparam import Block, Statistics, StructureError, blocks_of, ops_in_keys
@@ -112,7 +113,8 @@ def take_norms(model: nn.Module, state_dict: Dict[str, Any], prefix: str, behind
     for name in outer_blocks(model):
         norm = behind[name]
         if norm:
-            state_dict.update(taken_over(state_dict, prefix + name, prefix + norm, model.get_submodule(norm).eps))
+            eps = cast(_BatchNorm, model.get_submodule(norm)).eps
+            state_dict.update(taken_over(state_dict, prefix + name, prefix + norm, eps))
 
 
 def pretrained_cfgs(init_cfg: Any) -> List[Dict[str, Any]]:

@@ -68,7 +68,8 @@ class MobileNetV1(BaseModule):
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        make_norm = norm_maker(norm_cfg)(None) if norm_cfg is not None else nn.BatchNorm2d
+        maker = norm_maker(norm_cfg)
+        make_norm: MakeNorm = nn.BatchNorm2d if maker is None else maker(None)
 
         channels = max(1, round(32 * widen_factor))
         self.stem = ConvNormAct(in_channels, channels, 3, 2, 1, make_norm)

@@ -1,6 +1,6 @@
 """The probe's input for a backbone of unknown channels and size."""
 import inspect
-from typing import Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import nn
@@ -8,9 +8,12 @@ from torch import nn
 from mmdyrep.reparam import Survey, examine
 from mmdyrep.reparam.probe import tensors_in
 
-SIZES = ((128, 128), (224, 224))
+if TYPE_CHECKING:
+    from .dyrep_backbone import DyRepBackbone
+
+SIZES = [(128, 128), (224, 224)]
 # of a forward pass, positional and by keyword
-Inputs = Tuple[Tuple, Dict[str, Any]]
+Inputs = Tuple[Tuple[Any, ...], Mapping[str, Any]]
 
 
 def input_shapes(model: nn.Module, wanted: Optional[Tuple[int, ...]] = None) -> List[Tuple[int, int, int]]:
@@ -21,14 +24,14 @@ def input_shapes(model: nn.Module, wanted: Optional[Tuple[int, ...]] = None) -> 
         wanted (tuple, optional): (H, W) or (C, H, W) that the user asks for.
     """
     if wanted is not None and len(wanted) == 3:
-        return [tuple(wanted)]
+        return [cast(Tuple[int, int, int], tuple(wanted))]
     first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
     channels = list(dict.fromkeys([first, 3, 1]))
-    sizes = [tuple(wanted)] if wanted is not None else SIZES
+    sizes = [cast(Tuple[int, int], tuple(wanted))] if wanted is not None else SIZES
     return [(c, *size) for size in sizes for c in channels]
 
 
-def zeros(model: nn.Module, shape: Tuple[int, ...]) -> torch.Tensor:
+def zeros(model: nn.Module, shape: Sequence[int]) -> torch.Tensor:
     """Batch of one zero image, with the device and dtype of the model."""
     like = next(model.parameters())
     return like.new_zeros(1, *shape).detach()
@@ -82,7 +85,7 @@ def example_of(args: Tuple, kwargs: Dict[str, Any]) -> Inputs:
     return _first((args, kwargs), 1, _batch_size((args, kwargs)))
 
 
-def inputs_for(backbone: nn.Module, shape: Tuple[int, ...]) -> Inputs:
+def inputs_for(backbone: 'DyRepBackbone', shape: Sequence[int]) -> Inputs:
     """What a wrapped backbone can be run on: the example that it was shown, else one image of a shape (C, H, W)."""
     return backbone._dyrep.example or ((zeros(backbone, shape),), {})
 

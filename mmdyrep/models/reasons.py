@@ -1,5 +1,5 @@
 """What can be expanded and removed now, and why the rest can't."""
-from typing import Dict, List, Sequence, Union
+from typing import TYPE_CHECKING, Dict, List, Sequence, Union, cast
 
 from torch import nn
 
@@ -9,16 +9,19 @@ from mmdyrep.reparam.handing import why_not_now
 
 from .settings import Settings
 
+if TYPE_CHECKING:
+    from .dyrep_backbone import DyRepBackbone
 
-def why_not(backbone: nn.Module, name: str, settings: Settings) -> str:
+
+def why_not(backbone: 'DyRepBackbone', name: str, settings: Settings) -> str:
     """Why an op, nested or not, is no candidate; empty if it is one."""
-    op, depth = backbone.get_submodule(name), structures.depth_of(name, settings.survey.ops)
+    op, depth = backbone.get_submodule(name), structures.depth_of(name, backbone.survey.ops)
     if settings.excludes(name):
         return 'excluded'
     changed = why_not_now(backbone, name)
     if changed:
         return changed
-    if not op.weight.requires_grad:
+    if not cast(nn.Conv2d, op).weight.requires_grad:
         return 'frozen'
     if depth >= settings.max_depth:
         return f'lies in {depth} blocks already (max_depth={settings.max_depth})'
@@ -29,12 +32,12 @@ def why_not(backbone: nn.Module, name: str, settings: Settings) -> str:
     return ''
 
 
-def ops_of(backbone: nn.Module) -> List[str]:
+def ops_of(backbone: 'DyRepBackbone') -> List[str]:
     """All ops that are eligible, those nested in blocks among them."""
     return [name for op in backbone.survey.ops for name in structures.ops_within(backbone, op)]
 
 
-def reasons_of(backbone: nn.Module) -> Dict[str, str]:
+def reasons_of(backbone: 'DyRepBackbone') -> Dict[str, str]:
     """Convolutions in the order of the network, and why each is no candidate; empty for those that are."""
     if backbone._dyrep.deployed:
         return {}
@@ -45,7 +48,7 @@ def reasons_of(backbone: nn.Module) -> Dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], -1)))
 
 
-def require_op(backbone: nn.Module, name: str) -> reparam.Geometry:
+def require_op(backbone: 'DyRepBackbone', name: str) -> reparam.Geometry:
     """Geometry of an op, a convolution or a block.
 
     Raises:

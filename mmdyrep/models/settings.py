@@ -2,7 +2,7 @@
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from mmengine.registry import MODELS
 from torch import nn
@@ -10,6 +10,9 @@ from torch import nn
 from mmdyrep import reparam
 
 from .norms import check_norm, warn_if_unlike
+
+if TYPE_CHECKING:
+    from .dyrep_backbone import DyRepBackbone
 
 
 @dataclass
@@ -40,11 +43,12 @@ class Settings:
         return {'space': list(self.space), 'online': self.online, 'gamma_init': self.gamma_init,
                 'branch_init': self.branch_init}
 
-    def survey_by(self, find: Callable[..., reparam.Survey], *args: Any) -> None:
+    def survey_by(self, find: Callable[..., reparam.Survey], *args: Any) -> reparam.Survey:
         """Keep what ``find(*args)`` finds, and the time that it took."""
         begin = time.perf_counter()
-        self.survey = find(*args)
+        survey = self.survey = find(*args)
         self.seconds = time.perf_counter() - begin
+        return survey
 
     def excludes(self, name: str) -> bool:
         """Whether the convolution of this name is to be left alone."""
@@ -92,7 +96,7 @@ def build(backbone: Union[Mapping, nn.Module]) -> nn.Module:
     try:
         return MODELS.build(backbone)
     except KeyError as error:
-        kind = backbone.get('type')
+        kind: Any = backbone.get('type')
         if not str(error.args[0]).startswith(f'{kind} is not in the '):
             raise  # something within the backbone
         raise KeyError(f'backbone type {kind!r} is not in the registry of the current scope. Name its library, as in '
@@ -112,7 +116,7 @@ def check_inner(settings: Settings, inner: nn.Module) -> None:
                          f'parts are {[name for name, _ in inner.named_children()]}')
 
 
-def static_structure(inner: nn.Module, settings: Settings) -> Mapping[str, Any]:
+def static_structure(inner: 'DyRepBackbone', settings: Settings) -> Mapping[str, Any]:
     """Structure with every op that can be expanded, by all branches of the space that fit.
 
     Raises:

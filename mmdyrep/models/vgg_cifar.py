@@ -1,5 +1,5 @@
 """VGG for small images, as in the paper's CIFAR experiments (Section 5.1)."""
-from typing import Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 from mmengine.registry import MODELS
 from mmpretrain.models.backbones.vgg import VGG, make_vgg_layer
@@ -49,7 +49,7 @@ class VGG_CIFAR(VGG):
         self.norm_eval = norm_eval
         self.module_name = 'features'
         self.range_sub_modules = []
-        layers = []
+        layers: List[Any] = []
         for stage, blocks in enumerate(self.stage_blocks):
             out_channels = max(1, round(min(64 * 2**stage, 512) * widen_factor))
             begin = len(layers)

@@ -1,27 +1,37 @@
 """A module's class extended in place: no prefix in its keys, all its attributes where they were."""
 import copy
 from functools import lru_cache
-from typing import Any, Dict, Type
+from typing import TYPE_CHECKING, Any, Dict, Tuple, Type
 
 from torch import nn
 
+if TYPE_CHECKING:
+    Mixed = nn.Module  # what mixins are mixed into
+else:
+    Mixed = object
+
 
 @lru_cache(maxsize=None)
-def extended(mixin: type, inner: Type[nn.Module]) -> Type[nn.Module]:
+def extended(mixin: Type['Extension'], inner: Type[nn.Module]) -> Type[nn.Module]:
     """Class that inherits from ``mixin`` and ``inner`` and keeps the name of ``inner`` within its own."""
     namespace = {'__module__': mixin.__module__, '__doc__': inner.__doc__, '_mixin': mixin, '_inner_class': inner}
-    return type(inner)(f'{mixin.prefix}{inner.__name__}', (mixin, inner), namespace)
+    kind: Any = type(inner)
+    made: Type[nn.Module] = kind(f'{mixin.prefix}{inner.__name__}', (mixin, inner), namespace)
+    return made
 
 
-def _empty(mixin: type, inner: Type[nn.Module]) -> nn.Module:
+def _empty(mixin: Type['Extension'], inner: Type[nn.Module]) -> nn.Module:
     """Instance without state, which unpickling and copying fill."""
-    return object.__new__(extended(mixin, inner))
+    return object.__new__(extended(mixin, inner))  # type: ignore[arg-type]
 
 
-class Extension:
+class Extension(Mixed):
     """Base of mixins for :func:`extended`: pickles and copies though its class was made on the fly."""
 
     prefix = ''
+    # of the classes that `extended` makes
+    _mixin: Type['Extension']
+    _inner_class: Type[nn.Module]
 
     @classmethod
     def made_again(cls, *args: Any, **kwargs: Any) -> nn.Module:
@@ -36,12 +46,12 @@ class Extension:
         own = type(self)
         if hasattr(self._inner_class, '__deepcopy__'):
             # as of torch.fx, which makes a class for each module: under its own, which it writes to
-            self.__class__ = self._inner_class
+            self.__class__ = self._inner_class  # type: ignore[assignment]
             try:
                 copied = copy.deepcopy(self, memo)
             finally:
                 self.__class__ = own
-            copied.__class__ = extended(self._mixin, type(copied))
+            copied.__class__ = extended(self._mixin, type(copied))  # type: ignore[arg-type, assignment]
         else:
             copied = object.__new__(own)
         memo[id(self)] = copied
@@ -51,10 +61,10 @@ class Extension:
                 copied.__dict__[key] = copy.deepcopy(value, memo)
         return copied
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
+    def __reduce_ex__(self, protocol: Any) -> Tuple[Any, ...]:
         return _empty, (self._mixin, self._inner_class), self.__dict__
 
     def unwrap(self) -> nn.Module:
         """Give the module its own class back, in place."""
-        self.__class__ = self._inner_class
+        self.__class__ = self._inner_class  # type: ignore[assignment]
         return self

@@ -1,7 +1,7 @@
 """Blocks put into a network, taken out of it and changed by name, its function kept."""
 import copy
 from functools import partial
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, Union, cast
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, TypeVar, Union, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from .statistics import Measure, Statistics, running
 
 # name of the batch norm behind each op of the plain network, None where the op has a bias instead
 Behind = Mapping[str, Optional[str]]
+Model = TypeVar('Model', bound=nn.Module)
 
 
 def norm_like(norm: Optional[_BatchNorm]) -> MakeNorm:
@@ -199,7 +200,7 @@ def fold_all(model: nn.Module, behind: Behind) -> None:
         fold(model, name, behind)
 
 
-def fused_copy(model: nn.Module, behind: Behind) -> nn.Module:
+def fused_copy(model: Model, behind: Behind) -> Model:
     """Copy of the network with every block fused; the network itself is left as it is."""
     plain = copy.deepcopy(model)
     for source, copied in zip(model.modules(), plain.modules()):

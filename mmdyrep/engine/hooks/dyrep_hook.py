@@ -1,7 +1,7 @@
 """When: Algorithm 1 in an mmengine runner."""
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, cast
 
 import torch
 from mmengine.hooks import Hook
@@ -74,8 +74,9 @@ class DyRepHook(Hook):
         self.interval, self.by_epoch, self.begin, self.end = interval, bool(by_epoch), begin, end
         self.calendar = Calendar(interval, begin, end)
         self.metric, self._metric = name_of(metric), metric
-        self.policy = Policy(num_grow, dep and dep['threshold'], dep and dep.get('bound'), max_macs_ratio,
-                             unbiased=bool(dep and dep.get('unbiased')))
+        limits: Dict[str, Any] = dep or {}
+        self.policy = Policy(num_grow, limits.get('threshold'), limits.get('bound'), max_macs_ratio,
+                             unbiased=bool(limits.get('unbiased')))
         self.saliency = check_metric(metric, calibration_batches, interval, by_epoch)
         self.history = History()
         self.structures: Dict[int, Dict[str, Any]] = {}
@@ -83,9 +84,10 @@ class DyRepHook(Hook):
         self._ops: Optional[List[Op]] = None
         self._shape: Optional[Sequence[int]] = None
         self._active = False  # whether steps count
-        self._steps, self._calls = 0, None  # of the interval; forward passes of the backbone for a batch
+        self._steps = 0  # of the interval
+        self._calls: Optional[int] = None  # forward passes of the backbone for a batch
         self._counting: Optional[CallCount] = None
-        self._steppers: Optional[Steppers] = None
+        self._steppers: Steppers  # from `before_train` on
 
     # ------------------------------------------------------------------ before training
 
@@ -164,7 +166,7 @@ class DyRepHook(Hook):
         now = (runner.epoch if self.by_epoch else runner.iter) + 1
         self._active = self.calendar.next(now) is not None
         if not self._keeps_fetched:
-            self._keep(now, 1 if self._keeps_all or not self.by_epoch else epoch_length(runner) - batch_idx,
+            self._keep(now, 1 if self._keeps_all or not self.by_epoch else cast(int, epoch_length(runner)) - batch_idx,
                        data_batch)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -208,7 +210,7 @@ class DyRepHook(Hook):
         mean_statistics(models_of(runner))
         check_agreement(models_of(runner), f'before {when}')
         moment = Moment(self._seed, len(self.history.updates))
-        round_ = round_of(runner, self._backbone, self.batches.all(), self._shape, self._calls or 1)
+        round_ = round_of(runner, self._backbone, self.batches.all(), self._shape or (), self._calls or 1)
         scores, told = score(self.saliency, round_, moment, self.history.given_up('expanding'))
         # half precision rounds more
         eps = torch.finfo(next(self._backbone.parameters()).dtype).eps
@@ -239,7 +241,7 @@ class DyRepHook(Hook):
                 'num_grow': self.policy.num_grow, 'threshold': self.policy.threshold,
                 'bound': self.policy.bound, 'unbiased': self.policy.unbiased,
                 'max_macs_ratio': self.policy.max_macs_ratio, **self._backbone.settings,
-                'input_shape': list(self._shape)}
+                'input_shape': list(self._shape or ())}
 
     def _write(self, runner: Runner) -> None:
         if runner.rank == 0:

@@ -80,7 +80,7 @@ class RepNASHook(Hook):
         self._draw: Optional[Draw] = None
         self._learning = False
         self._batch: Any = None
-        self._steppers: Optional[Steppers] = None
+        self._steppers: Steppers  # from `before_train` on
 
     # ------------------------------------------------------------------ before training
 
@@ -108,7 +108,7 @@ class RepNASHook(Hook):
         name, backbone = find_backbone(runner.model)
         training = isinstance(getattr(runner, 'optim_wrapper', None), OptimWrapper)
         resuming = training and getattr(runner, '_resume', False)
-        saved = checkpoint.get('dyrep')
+        saved: Any = checkpoint.get('dyrep')
         if resuming:
             check_saved(saved, self._own_settings())
         before, parameters = backbone.structure, set(unwrapped(runner.model).parameters())
@@ -173,7 +173,7 @@ class RepNASHook(Hook):
                 # one sample for all iterations whose gradients make a step; nothing of it needs to be saved
                 step = runner.iter // getattr(runner.optim_wrapper, '_accumulative_counts', 1)
                 self._draw = self.architecture.draw(Moment(self._seed, step).generator('noise'))
-                self._close()
+                self._close(self.architecture, self._draw)
                 if now + 1 == self.border:
                     self._batch = copied(data_batch)
             elif now == self.border and self.reset_norms and (batch_idx == 0 or not self.by_epoch):
@@ -181,8 +181,8 @@ class RepNASHook(Hook):
             if self._shape is None:
                 self._start(runner, data_batch)
 
-    def _close(self) -> None:
-        architecture, masks = self.architecture, (self._draw.mask, self.architecture.draw().mask)
+    def _close(self, architecture: Architecture, draw: Draw) -> None:
+        masks = draw.mask, architecture.draw().mask
         close(self._models, architecture.keys, *map(architecture.chosen, masks))
 
     def _start(self, runner: Runner, data_batch: Any) -> None:
@@ -208,11 +208,11 @@ class RepNASHook(Hook):
 
     @torch.no_grad()
     def _observe(self, scale: Any) -> None:
-        if self.architecture is None or not self._learning:
+        if self.architecture is None or self._draw is None or not self._learning:
             return
         running = self.architecture.chosen(self._draw.mask)
         self.architecture.step(slopes(self._backbone, running), self._draw, scale)
-        self._close()
+        self._close(self.architecture, self._draw)
 
     # ------------------------------------------------------------------ the end of the search
 
@@ -231,10 +231,10 @@ class RepNASHook(Hook):
                  **report.changes(before['ops'], structure['ops']), 'drift': None, 'seconds': 0.0}
         if last:
             entry['dropped'] = left_out(self._backbone, architecture)
-            entry.update(finish(runner, self._backbone, entry['dropped'], self._batch, self._shape, self._steppers,
-                                f'the search, {self._unit} {now}'))
+            entry.update(finish(runner, self._backbone, entry['dropped'], self._batch, self._shape or (),
+                                self._steppers, f'the search, {self._unit} {now}'))
             self.architecture = self._draw = self._batch = None
-        entry.update(cost(unwrapped(runner.model), self._backbone, self._shape))
+        entry.update(cost(unwrapped(runner.model), self._backbone, self._shape or ()))
         self.history.add(entry)
         for line in report.lines(entry, self._unit, structure['ops'], self.reset_norms):
             runner.logger.info(line)
