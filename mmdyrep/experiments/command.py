@@ -12,12 +12,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from mmdyrep.fileio import read_json, write_json
 
 from .counts import count
-from .experiment import NAMES, Experiment
-from .index import EXPERIMENTS
+from .experiment import NAMES, Experiment, Study
 from .jobs import RESULT, Job, commands, config_of, in_order, jobs_of, last_checkpoint, share_done, slug
 from .report import write_report
 from .results import read_result
 from .running import Runner
+from .studies import find
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Request:
 
     def line(self) -> str:
         """The command that makes the report again."""
-        counted = EXPERIMENTS[self.name].picture == 'counts'
+        counted = find(self.name).picture == 'counts'
         parts = ['python', 'tools/run_experiment.py', self.name, *(['--small'] if self.small else []),
                  *([] if counted else ['--seeds', str(self.seeds), '--resume'])]
         return ' '.join(parts)
@@ -63,19 +63,19 @@ def perform(request: Request) -> bool:
     Raises:
         ValueError: If there is no such experiment, or there are runs and ``resume`` is not given.
     """
-    if request.name not in EXPERIMENTS:
-        raise ValueError(f'there is no experiment {request.name!r}; there are {", ".join(EXPERIMENTS)}')
+    experiment, console = find(request.name), Console()
     for key, value in (('seeds', request.seeds), ('jobs', request.jobs), ('gpus', request.gpus)):
         if value is not None and value < 1:
             raise ValueError(f'--{key} must be at least 1, got {value}')
-    experiment, console = EXPERIMENTS[request.name], Console()
+    if isinstance(experiment, Study) and not request.small:
+        raise ValueError(f'{request.name} is a study of this package, at small size alone; give --small')
     runs = experiment.small if request.small else experiment.full
     if experiment.picture == 'counts':
         paths = write_report(request.folder, request.name, experiment, count(runs, request.root), {}, [],
                              request.line(), {})
         console.print(f'{len(runs)} networks counted; report: {paths[0]}')
         return False
-    jobs = jobs_of(runs, request.seeds, request.runs, request.options or {})
+    jobs = jobs_of(runs, request.seeds, request.runs, request.options or {}, experiment.first_seed)
     if request.small and request.folder.exists() and not (request.resume or request.report_only):
         raise ValueError(f'{request.folder} is there from an earlier call; give --resume to go on with it, '
                          '--report-only to report what is done, or another --work-dir')

@@ -45,6 +45,7 @@ class Experiment:
         picture (str): 'dots' (each seed, means and intervals), 'curves' (by epoch), 'costs' (accuracy against average
             MACs), 'stem' (the first block of the first run), 'counts' (nothing is trained: networks are counted).
         theirs (tuple): Rows of the paper that nothing is trained for: row and figures.
+        first_seed (int): The runs have this seed and those that follow.
     """
 
     title: str
@@ -54,3 +55,36 @@ class Experiment:
     column: str = 'data'
     picture: str = 'dots'
     theirs: Tuple[Tuple[str, str], ...] = ()
+    first_seed: int = 1
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one row is above another, or at least not more than a margin below it.
+
+    Args:
+        text (str): As a sentence.
+        row (str): Of which it is claimed.
+        reference (str): The row that it is compared with.
+        margin (float): Points that may be missing. Defaults to 0: ``row`` is above.
+        time (float, optional): Share of the reference's time that is claimed to do. Defaults to none.
+    """
+
+    text: str
+    row: str
+    reference: str
+    margin: float = 0.0
+    time: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class Study(Experiment):
+    """A comparison that the paper does not have, at small size alone; the rows of a seed are compared in pairs.
+
+    Args:
+        references (tuple): Rows that each row is compared with; the first is the plain network.
+        claims (tuple): What the differences are to decide.
+    """
+
+    references: Tuple[str, ...] = ()
+    claims: Tuple[Claim, ...] = ()

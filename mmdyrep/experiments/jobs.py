@@ -35,12 +35,12 @@ class Job:
         return (self.folder / RESULT).exists()
 
 
-def jobs_of(runs: Sequence[Run], seeds: int, folder: Path, options: Mapping[str, Any]) -> List[Job]:
-    """A job for each run and seed, seeds from 1, all runs of a seed before the next.
+def jobs_of(runs: Sequence[Run], seeds: int, folder: Path, options: Mapping[str, Any], first: int = 1) -> List[Job]:
+    """A job for each run and seed, so many from the first, all runs of a seed before the next.
 
     The folder is named after the config and what is changed in it, so that experiments share what they have in common.
     """
-    return [_job(run, seed, folder, options) for seed in range(1, seeds + 1) for run in runs]
+    return [_job(run, seed, folder, options) for seed in range(first, first + seeds) for run in runs]
 
 
 def _job(run: Run, seed: int, folder: Path, options: Mapping[str, Any]) -> Job:

@@ -1,4 +1,4 @@
-"""The page that leads through the experiments: its text is written by hand, its figures come from the reports."""
+"""The pages that lead through experiments and studies: text is written by hand, figures come from the reports."""
 import re
 import shutil
 from pathlib import Path
@@ -9,12 +9,16 @@ from mmdyrep.fileio import atomic_path, read_json
 from .experiment import Experiment
 from .index import EXPERIMENTS
 from .report import markdown, table_of_content
+from .studies import STUDIES, find
 
+NAMES = (*EXPERIMENTS, *STUDIES)
 _PART = re.compile(r'(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)', re.DOTALL)
 
 
 def update_page(reports: Path, folder: Path) -> List[str]:
-    """Take the reports that are there into a folder and fill the figures into its ``index.md``.
+    """Take the reports that are there into a folder and fill the figures into its pages.
+
+    These are its ``index.md`` and, where there is one, ``results.md`` in the folder above.
 
     Args:
         reports (Path): Has ``NAME/NAME.{md,json,png}``.
@@ -23,7 +27,7 @@ def update_page(reports: Path, folder: Path) -> List[str]:
     Returns:
         list[str]: Names of the experiments that the folder has a report of.
     """
-    for name in EXPERIMENTS:
+    for name in NAMES:
         for kind in ('md', 'json', 'png'):
             source = reports / name / f'{name}.{kind}'
             if source.exists():
@@ -33,32 +37,39 @@ def update_page(reports: Path, folder: Path) -> List[str]:
         name, picture = path.stem, folder / f'{path.stem}.png'
         with atomic_path(folder / f'{name}.md') as temporary:
             temporary.write_text(markdown(
-                EXPERIMENTS[name], read_json(path), picture.name if picture.exists() else None), encoding='utf-8')
-    page = folder / 'index.md'
-    text = filled(page.read_text(encoding='utf-8'), folder)
-    with atomic_path(page) as temporary:
-        temporary.write_text(text, encoding='utf-8')
-    return [name for name in EXPERIMENTS if (folder / f'{name}.json').exists()]
+                find(name), read_json(path), picture.name if picture.exists() else None), encoding='utf-8')
+    for page in (folder / 'index.md', folder.resolve().parent / 'results.md'):
+        if page.exists():
+            text = filled(page.read_text(encoding='utf-8'), folder, '' if page.parent == folder else f'{folder.name}/')
+            with atomic_path(page) as temporary:
+                temporary.write_text(text, encoding='utf-8')
+    return [name for name in NAMES if (folder / f'{name}.json').exists()]
 
 
-def filled(text: str, folder: Path) -> str:
-    """The page with what lies between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` made anew from the reports."""
-    return _PART.sub(lambda match: match[1] + part(match[2], folder) + match[3], text)
+def filled(text: str, folder: Path, way: str = '') -> str:
+    """A page with what lies between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` made anew from the reports.
+
+    Args:
+        text (str): Of the page.
+        folder (Path): Of the reports.
+        way (str): From the page to the folder, with a slash. Defaults to none: they lie together.
+    """
+    return _PART.sub(lambda match: match[1] + part(match[2], folder, way) + match[3], text)
 
 
-def part(name: str, folder: Path) -> str:
-    """What the page says of an experiment: what has run, the table, the picture."""
+def part(name: str, folder: Path, way: str = '') -> str:
+    """What a page says of an experiment: what has run, the table, the picture."""
     if name == 'summary':
         return '\n'.join(_summary(folder)) + '\n'
     path = folder / f'{name}.json'
-    experiment = EXPERIMENTS[name]
+    experiment = find(name)
     if not path.exists():
         return f'None of its {len(experiment.small)} small runs has been made yet.\n'
     content = read_json(path)
     lines = [state(experiment, content), '', *table_of_content(experiment, content), '']
     if (folder / f'{name}.png').exists():
-        lines += [f'![{experiment.title}]({name}.png)', '']
-    return '\n'.join([*lines, f'[Report]({name}.md)']) + '\n'
+        lines += [f'![{experiment.title}]({way}{name}.png)', '']
+    return '\n'.join([*lines, f'[Report]({way}{name}.md)']) + '\n'
 
 
 def _summary(folder: Path) -> List[str]:

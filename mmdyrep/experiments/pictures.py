@@ -43,7 +43,7 @@ def _dots(experiment: Experiment, table: Table, results: Sequence[Mapping[str, A
         axes.set_yticks(range(len(panel)), labels, fontsize=8, color=INK)
         axes.set_ylim(len(panel) - 0.5, -0.5)
         axes.set_xlim(_wide(*axes.get_xlim()))
-        _dress(axes, f'{NAMES[metric]} (%){_of_seeds(panel)}', '')
+        dress(axes, f'{NAMES[metric]} (%){_of_seeds(panel)}', '')
         axes.spines['left'].set_visible(False)
     return figure
 
@@ -73,7 +73,7 @@ def _curves(experiment: Experiment, table: Table, results: Sequence[Mapping[str,
                   label=f'{entry["row"]}: {entry["value"]["mean"]:.2f}')
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     number = max(entry['value']['number'] for entry in table)
-    _dress(axes, 'epoch', f'{NAMES[table[0]["metric"]]} (%)')
+    dress(axes, 'epoch', f'{NAMES[table[0]["metric"]]} (%)')
     axes.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(1.01, 1),
                 title='last value (%)' + (f', mean of {number}' if number > 1 else ''), title_fontsize=8)
     axes.set_title(experiment.title, fontsize=9, color=INK, loc='left')
@@ -98,7 +98,7 @@ def _costs(experiment: Experiment, table: Table, results: Sequence[Mapping[str, 
         axes.plot([], [], '-', color=colour, label=network)
     for place, row in enumerate(rows):
         axes.plot([], [], MARKERS[place % len(MARKERS)], color=FAINT, label=row)
-    _dress(axes, f'MACs of the model, average over the training ({unit})', f'{NAMES[table[0]["metric"]]} (%)')
+    dress(axes, f'MACs of the model, average over the training ({unit})', f'{NAMES[table[0]["metric"]]} (%)')
     axes.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(1.01, 1))
     axes.margins(0.08, 0.15)
     axes.set_ylim(_wide(*axes.get_ylim()))
@@ -120,7 +120,7 @@ def draw_counts(experiment: Experiment, counts: Table) -> Figure:
         axes.set_yticks(range(len(values)), labels if not place else [''] * len(values), fontsize=8, color=INK)
         axes.set_ylim(len(values) - 0.4, -0.6)
         axes.set_xlim(0, 1.2 * max(values))
-        _dress(axes, f'{name}, times the plain network\'s', '')
+        dress(axes, f'{name}, times the plain network\'s', '')
         axes.spines['left'].set_visible(False)
     figure.text(0.02, 1 - 0.08 / height, experiment.title, fontsize=9, color=INK, va='top')
     return figure
@@ -131,7 +131,8 @@ def _labels(table: Table) -> List[str]:
     return [f'{entry["row"]}, {entry["column"]}' if several else entry['row'] for entry in table]
 
 
-def _dress(axes: Axes, x: str, y: str) -> None:
+def dress(axes: Axes, x: str, y: str) -> None:
+    """Labels, a grid, no frame."""
     axes.set_xlabel(x, fontsize=8, color=INK)
     axes.set_ylabel(y, fontsize=8, color=INK)
     axes.tick_params(labelsize=8, color=FAINT, labelcolor=INK)

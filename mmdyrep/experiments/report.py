@@ -11,9 +11,12 @@ from mmdyrep.engine.report import human
 from mmdyrep.fileio import PathLike, atomic_path, write_json
 
 from .counts import table_of_counts
-from .experiment import NAMES, TOP1, Experiment
+from .experiment import NAMES, TOP1, Experiment, Study
+from .pairs import compared
 from .pictures import draw, draw_counts
 from .results import table_of
+from .study_picture import draw_study
+from .study_report import NOTE, study_lines
 
 LEGEND = ('Last values: mean and sample deviation over the seeds; the interval of the mean is Student\'s, as is '
           'that of the difference to the first row, taken seed by seed. MACs and '
@@ -46,13 +49,14 @@ def write_report(folder: PathLike, name: str, experiment: Experiment, results: S
     counted = experiment.picture == 'counts'
     content: Dict[str, Any] = {
         'version': 1, 'experiment': name, 'command': command, 'options': dict(options),
-        'table': list(results) if counted else table_of(results), 'runs': [] if counted else list(results),
+        'table': list(results) if counted else _table(experiment, results), 'runs': [] if counted else list(results),
         'failed': dict(errors), 'waiting': list(waiting)}
     figure = None
     if checkpoint is not None:
         figure, content['stem'] = _stem(checkpoint)
     elif content['table']:
-        figure = draw_counts(experiment, results) if counted else draw(experiment, content['table'], results)
+        figure = (draw_counts(experiment, results) if counted else draw_study(experiment, content['table'])
+                  if isinstance(experiment, Study) else draw(experiment, content['table'], results))
     paths = [folder / f'{name}.md', folder / f'{name}.json']
     write_json(paths[1], content)
     if figure is not None:
@@ -62,6 +66,11 @@ def write_report(folder: PathLike, name: str, experiment: Experiment, results: S
         temporary.write_text(markdown(experiment, content, f'{name}.png' if figure is not None else None),
                              encoding='utf-8')
     return paths
+
+
+def _table(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
+    table = table_of(results)
+    return compared(table, experiment.references) if isinstance(experiment, Study) else table
 
 
 def _stem(checkpoint: Path) -> Tuple[Figure, Dict[str, Any]]:
@@ -79,7 +88,7 @@ def markdown(experiment: Experiment, content: Mapping[str, Any], picture: Option
     options = content['options']
     if options:
         lines += ['In every run: ' + ', '.join(f'`{key}={value}`' for key, value in options.items()) + '.', '']
-    lines += [*table_of_content(experiment, content), '', COUNTED if experiment.picture == 'counts' else LEGEND, '']
+    lines += [*table_of_content(experiment, content), '', _legend(experiment), '']
     if experiment.theirs:
         lines += ['Further rows of the paper, of networks that others have trained: '
                   + ', '.join(f'{row} {value}' for row, value in experiment.theirs) + '.', '']
@@ -92,10 +101,16 @@ def markdown(experiment: Experiment, content: Mapping[str, Any], picture: Option
     return '\n'.join(lines)
 
 
+def _legend(experiment: Experiment) -> str:
+    return NOTE if isinstance(experiment, Study) else COUNTED if experiment.picture == 'counts' else LEGEND
+
+
 def table_of_content(experiment: Experiment, content: Mapping[str, Any]) -> List[str]:
     """Lines of Markdown: the figures of a report."""
     if experiment.picture == 'counts':
         return table_of_counts(content['table'])
+    if isinstance(experiment, Study):
+        return study_lines(experiment, content['table'])
     lines = table_lines(experiment, content['table'])
     return [*lines, '', _stem_line(content['stem'])] if 'stem' in content else lines
 

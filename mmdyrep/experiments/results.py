@@ -7,16 +7,22 @@ from mmengine.config import Config
 
 from mmdyrep.analysis.complexity import complexity
 from mmdyrep.analysis.run_files import read_run
+from mmdyrep.engine.costs import cost
+from mmdyrep.models import DyRepBackbone
+from mmdyrep.models.building import build_model
 
 from .experiment import BOX_AP, TOP1
 
 # two-sided 95 % quantiles of Student's t, 1 to 30 degrees of freedom
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-      2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+T_QUANTILES = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 
 
 def read_result(folder: Path, metric: str = TOP1) -> Dict[str, Any]:
     """The last value of the metric in percent, costs averaged over the training, and how the structure changed.
+
+    ``macs`` are those of the branches, ``executed`` those of the training, where ``online`` blocks are one convolution.
 
     Raises:
         ValueError: If the run was never validated.
@@ -30,7 +36,8 @@ def read_result(folder: Path, metric: str = TOP1) -> Dict[str, Any]:
     result: Dict[str, Any] = {'metric': metric, 'value': curve[-1][1], 'steps': curve[-1][0], 'curve': curve}
     if run.history is not None:
         average, updates = run.history['average'], run.history['updates']
-        costs = {kind: average[kind].get('model', average[kind]['backbone']) for kind in ('macs', 'parameters')}
+        costs = {kind: _of_model(average[kind]) for kind in ('macs', 'parameters')}
+        costs['executed'] = _of_model(average.get('executed', average['macs']))
         result.update(
             grown=sum(len(entry['grown']) for entry in updates),
             cut=sum(len(item['branches']) for entry in updates for item in entry['cut']),
@@ -41,10 +48,26 @@ def read_result(folder: Path, metric: str = TOP1) -> Dict[str, Any]:
                      for entry in updates])
         return {**result, **costs}
     config = max(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
-    form = complexity(Config.fromfile(config)).form
+    return {**result, **_costs(Config.fromfile(config))}
+
+
+def _of_model(parts: Mapping[str, float]) -> float:
+    return parts.get('model', parts['backbone'])
+
+
+def _costs(cfg: Config) -> Dict[str, float]:
+    """Of a network whose structure stays."""
+    found = complexity(cfg)
+    macs = found.form.macs
     # of a detector the backbone alone can be counted, at a size that the config does not tell
-    costs = {'macs': form.macs['model'], 'parameters': form.parameters['model']} if 'model' in form.macs else {}
-    return {**result, **costs}
+    if 'model' not in macs:
+        return {}
+    costs = {'macs': macs['model'], 'executed': macs['model'], 'parameters': found.form.parameters['model']}
+    model = build_model(cfg)
+    backbone = model.backbone
+    if isinstance(backbone, DyRepBackbone) and backbone.online:
+        costs['executed'] = cost(model, backbone, found.shape)['executed']['model']
+    return costs
 
 
 def summary(values: Sequence[float]) -> Dict[str, float]:
@@ -53,7 +76,7 @@ def summary(values: Sequence[float]) -> Dict[str, float]:
     if number < 2:
         return {'mean': mean, 'number': number}
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (number - 1))
-    quantile = _T[number - 2] if number - 1 <= len(_T) else 1.96
+    quantile = T_QUANTILES[number - 2] if number - 1 <= len(T_QUANTILES) else 1.96
     return {'mean': mean, 'number': number, 'deviation': deviation,
             'interval': quantile * deviation / math.sqrt(number)}
 
@@ -70,7 +93,7 @@ def table_of(results: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
     for (row, column), group in groups.items():
         entry: Dict[str, Any] = {'row': row, 'column': column, 'metric': group[0].get('metric', TOP1),
                                  'seeds': [item['seed'] for item in group]}
-        for key in ('value', 'macs', 'parameters', 'seconds', 'grown', 'cut'):
+        for key in ('value', 'macs', 'executed', 'parameters', 'seconds', 'cpu_seconds', 'grown', 'cut'):
             values = [item[key] for item in group if item.get(key) is not None]
             if values:
                 entry[key] = {**summary(values), 'values': values}

@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
 
-from mmdyrep.fileio import read_json, write_json
+from mmdyrep.fileio import write_json
 
 from .jobs import RESULT, Job, commands, in_order
+from .reopening import reopen
+from .spending import Clock, spent
 
-SPENT, LOG = 'spent.json', 'output.log'
+LOG = 'output.log'
 
 
 class Runner:
@@ -85,10 +87,13 @@ class Runner:
         threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // self.number))
         env = {**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads, 'PYTHONPATH': os.pathsep.join(
             filter(None, [str(self.root), os.environ.get('PYTHONPATH')]))}
-        begin, status = time.monotonic(), 0
+        reopen(job, self.root)
+        clock = Clock(job.folder)
+        status = 0
         for script, arguments in commands(job, self.root):
-            status = status or self._call(job, [sys.executable, str(self.root / 'tools' / script), *arguments], env)
-        _spend(job, time.monotonic() - begin)
+            line = [sys.executable, str(self.root / 'tools' / script), *arguments]
+            status = status or self._call(job, line, env, clock)
+        clock.stop()
         if self._stopped.is_set():
             return ''
         if status:
@@ -97,26 +102,16 @@ class Runner:
             result = self.finish(job)
         except Exception as error:  # one run's files must not stop the others
             return f'{type(error).__name__}: {error}'
-        write_json(job.folder / RESULT, {**result, 'seconds': spent(job)})
+        write_json(job.folder / RESULT, {**result, **spent(job.folder)})
         return ''
 
-    def _call(self, job: Job, arguments: List[str], env: Dict[str, str]) -> int:
+    def _call(self, job: Job, arguments: List[str], env: Dict[str, str], clock: Clock) -> int:
         if self._stopped.is_set():
             return 0
         with open(job.folder / LOG, 'ab') as log:
             process = subprocess.Popen(arguments, cwd=self.root, stdout=log, stderr=subprocess.STDOUT, env=env)
             self._processes[job.folder] = process
-            return process.wait()
-
-
-def spent(job: Job) -> float:
-    """Seconds that all attempts at a job took."""
-    path = job.folder / SPENT
-    return read_json(path)['seconds'] if path.exists() else 0.0
-
-
-def _spend(job: Job, seconds: float) -> None:
-    write_json(job.folder / SPENT, {'seconds': round(spent(job) + seconds, 1)})
+            return clock.wait(process)
 
 
 def last_line(log: Path) -> str:

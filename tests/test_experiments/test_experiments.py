@@ -15,7 +15,8 @@ from mmdyrep.experiments.jobs import commands, in_order, jobs_of, slug
 from mmdyrep.experiments.parts import HOOK, SPACE
 from mmdyrep.experiments.report import write_report
 from mmdyrep.experiments.results import summary, table_of
-from mmdyrep.experiments.running import Runner, spent
+from mmdyrep.experiments.running import Runner
+from mmdyrep.experiments.spending import spent
 from mmdyrep.models.building import build_model
 from tests.configs import differing, read
 from tests.runs import ROOT, needs_images, run_tool
@@ -185,7 +186,7 @@ def test_a_failure_does_not_stop_the_others_and_what_is_done_is_not_done_again(t
 
     errors = run()
     assert list(errors) == ['breaks, x, seed 1'] and 'status 1: broken on purpose' in errors['breaks, x, seed 1']
-    assert [job.done for job in jobs] == [True, False, True] and spent(jobs[0]) > 0
+    assert [job.done for job in jobs] == [True, False, True] and spent(jobs[0].folder)['seconds'] > 0
     run()
     assert [(job.folder / 'calls').read_text() for job in jobs] == ['x', 'xx', 'x']
     assert sorted(row for row, _ in told) == ['breaks', 'breaks', 'first', 'first', 'last', 'last']
@@ -251,11 +252,6 @@ def test_the_full_size_is_printed_for_a_cluster(tmp_path: Path, capsys: Any) -> 
     assert 'GPUS=1 bash tools/slurm_train.sh gpu table6-origin-1 ' in capsys.readouterr().out
     with pytest.raises(ValueError, match="no experiment 'table99'; there are table1"):
         perform(Request(ROOT, 'table99', work_dir=tmp_path))
-
-
-def test_names_are_listed_one_a_line() -> None:
-    done = run_tool('run_experiment.py', '--list')
-    assert done.returncode == 0 and done.stdout.split() == list(EXPERIMENTS)
 
 
 @needs_images

@@ -7,6 +7,7 @@ from pathlib import Path
 from mmdyrep.experiments import EXPERIMENTS
 from mmdyrep.experiments.page import filled, update_page
 from mmdyrep.experiments.report import markdown
+from mmdyrep.experiments.studies import find
 from tests.configs import ROOT
 
 FOLDER = ROOT / 'docs' / 'experiments'
@@ -28,7 +29,7 @@ def test_page_and_reports_say_what_the_json_says():
         name, picture = path.stem, path.with_suffix('.png')
         assert content['experiment'] == name
         assert path.with_suffix('.md').read_text() == markdown(
-            EXPERIMENTS[name], content, picture.name if picture.exists() else None)
+            find(name), content, picture.name if picture.exists() else None)
         # a checkpoint or a large picture has no place here
         assert path.stat().st_size < 200_000 and (not picture.exists() or picture.stat().st_size < 120_000)
     assert {path.suffix for path in FOLDER.iterdir()} <= {'.md', '.json', '.png'}

@@ -11,7 +11,7 @@ from typing import Any, Dict, List
 
 import pytest
 
-from mmdyrep.experiments import EXPERIMENTS
+from mmdyrep.experiments import EXPERIMENTS, STUDIES
 from mmdyrep.experiments.jobs import RESULT, commands, jobs_of, share_done, slug
 from tests.runs import DATA, ROOT, needs_images
 
@@ -38,9 +38,13 @@ def run(*arguments: Any, options: List[str] = TINY) -> subprocess.CompletedProce
                           env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'COLUMNS': '200'})
 
 
-def test_list_has_one_name_a_line():
+def test_list_has_one_name_a_line_the_studies_last():
     done = run('--list', options=[])
-    assert done.returncode == 0 and done.stdout.split('\n')[:-1] == list(EXPERIMENTS)
+    assert done.returncode == 0 and done.stdout.split('\n')[:-1] == [*EXPERIMENTS, *STUDIES]
+    # between the two where people read both
+    both = subprocess.run(tool('--list', options=[]), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}).stdout
+    assert f'{list(EXPERIMENTS)[-1]}\nStudies of this package, with --small:\n{list(STUDIES)[0]}\n' in both
 
 
 @pytest.mark.parametrize('arguments, message', [

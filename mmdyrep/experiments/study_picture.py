@@ -1,0 +1,58 @@
+"""The picture of a study: what a method gains over the plain network, against what its training costs."""
+from typing import Any, Dict, Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from mmdyrep.analysis.drawing import FAINT, GRID, INK, PALETTE, new_figure
+
+from .experiment import Study
+from .pictures import MARKERS, dress
+
+Table = Sequence[Mapping[str, Any]]
+
+
+def draw_study(study: Study, table: Table) -> Figure:
+    """A panel for executed MACs and one for CPU time, a marker with its 95 % interval for each method.
+
+    Differences to the plain network are what is drawn: the interval of a mean accuracy would hold the luck of the
+    seeds, which twins have in common.
+
+    Args:
+        study (Study): Its first reference is the plain network.
+        table (Sequence[Mapping]): With pairs.
+    """
+    figure = new_figure(7.5, 3.9)
+    plain = study.references[0]
+    rows = list(dict.fromkeys(entry['row'] for entry in table))
+    bases = {entry['column']: entry for entry in table if entry['row'] == plain}
+    names = {'executed': 'executed MACs', 'cpu_seconds': 'CPU time'}
+    panels = [figure.add_axes((0.08 + 0.34 * place, 0.13, 0.28, 0.77)) for place in (0, 1)]
+    for axes, (key, name) in zip(panels, names.items()):
+        axes.axhline(0, color=FAINT, linewidth=1)
+        for entry in table:
+            base = bases.get(entry['column'], {})
+            pair = {'mean': 0.0} if entry['row'] == plain else entry['pairs'].get(plain, {})
+            if 'mean' in pair and key in entry and key in base:
+                ends = [[pair['mean'] - pair['low']], [pair['high'] - pair['mean']]] if 'low' in pair else None
+                axes.errorbar(entry[key]['mean'] / base[key]['mean'], pair['mean'], yerr=ends, capsize=3, linewidth=1,
+                              markersize=6, **_style(rows.index(entry['row'])))
+        dress(axes, f'{name}, times the plain network\'s', f'top-1, points above {plain}' if key == 'executed' else '')
+        axes.grid(axis='y', color=GRID, linewidth=0.6)
+        axes.margins(0.08, 0.12)
+    low, high = panels[0].get_ylim()
+    # no less than half a point: smaller differences shall look small
+    more = max(0.5 - (high - low), 0) / 2
+    for axes in panels:
+        axes.set_ylim(low - more, high + more)
+    for place, row in enumerate(rows):
+        panels[1].errorbar([], [], label=row, **_style(place))
+    panels[1].legend(fontsize=7, frameon=False, loc='upper left', bbox_to_anchor=(1.01, 1))
+    several = any('low' in pair for entry in table for pair in entry['pairs'].values())
+    figure.text(0.02, 0.975, study.title + (': mean of the pairs, 95 % interval' if several else ': mean of the pairs'),
+                fontsize=9, color=INK, va='top')
+    return figure
+
+
+def _style(place: int) -> Dict[str, str]:
+    # markers are as many as colours: the second time round they meet others
+    return {'fmt': MARKERS[(place + place // len(PALETTE)) % len(MARKERS)], 'color': PALETTE[place % len(PALETTE)]}
