@@ -78,6 +78,7 @@ def test_rows_are_compared_within_their_column() -> None:
     (-0.05, 0.5, 0.7, 0.1, 0.6, 'no: it takes longer'),
     (-0.2, 0.5, 0.5, 0.1, 0.6, 'open: the interval holds both'),
     (-0.5, -0.2, 0.5, 0.1, 0.6, 'no'),
+    (-0.3, -0.05, 0.5, 0.1, 0.6, 'open: the interval holds both'),
     (-0.05, 0.5, None, 0.1, 0.6, 'open: no time was taken'),
 ])
 def test_a_claim_is_shown_refuted_or_open(low: float, high: float, share: Any, margin: float, time: Any,

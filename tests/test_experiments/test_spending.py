@@ -16,7 +16,7 @@ from tests.runs import ROOT
 
 BUSY = '''
 import time
-end = time.process_time() + 0.4
+end = time.process_time() + 1
 while time.process_time() < end:
     pass
 time.sleep(0.3)
@@ -33,12 +33,12 @@ def attempt(folder: Path, code: str = BUSY) -> int:
 def test_time_of_the_processor_is_that_of_the_processes_and_attempts_add_up(tmp_path: Path) -> None:
     assert attempt(tmp_path) == 0
     first = spent(tmp_path)
-    assert 0.4 <= first['cpu_seconds'] <= first['seconds'] - 0.2
+    assert 1 <= first['cpu_seconds'] <= first['seconds'] - 0.2
     # what this process does meanwhile does not count, nor do processes of other runs
     subprocess.run([sys.executable, '-c', BUSY], check=True)
     assert attempt(tmp_path, 'import sys; sys.exit(3)') == 3
     second = spent(tmp_path)
-    assert first['cpu_seconds'] <= second['cpu_seconds'] < first['cpu_seconds'] + 0.35
+    assert first['cpu_seconds'] <= second['cpu_seconds'] < first['cpu_seconds'] + 0.9
     assert second['seconds'] > first['seconds']
 
 
@@ -66,7 +66,7 @@ def test_a_run_that_is_done_tells_both(tmp_path: Path) -> None:
     job, = jobs_of([Run('a', 'x', 'a.py')], 1, tmp_path / 'runs', {})
     assert not Runner(tmp_path, 1, lambda job: {'value': 1.0}, lambda job, error: None).run([job])
     result = json.loads((job.folder / 'result.json').read_text())
-    assert result['value'] == 1 and 0.4 <= result['cpu_seconds'] < result['seconds']
+    assert result['value'] == 1 and 1 <= result['cpu_seconds'] < result['seconds']
 
 
 def run_of(folder: Path, saved: Dict[int, str], validated: int) -> Job:
