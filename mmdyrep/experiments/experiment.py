@@ -82,9 +82,14 @@ class Study(Experiment):
     """A comparison that the paper does not have, at small size alone; the rows of a seed are compared in pairs.
 
     Args:
-        references (tuple): Rows that each row is compared with; the first is the plain network.
+        references (tuple): Rows that the table compares each row with; the first is the plain network.
         claims (tuple): What the differences are to decide.
     """
 
     references: Tuple[str, ...] = ()
     claims: Tuple[Claim, ...] = ()
+
+    @property
+    def compared_with(self) -> List[str]:
+        """The references, and what claims are about beside them."""
+        return list(dict.fromkeys([*self.references, *(claim.reference for claim in self.claims)]))

@@ -70,7 +70,7 @@ def write_report(folder: PathLike, name: str, experiment: Experiment, results: S
 
 def _table(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
     table = table_of(results)
-    return compared(table, experiment.references) if isinstance(experiment, Study) else table
+    return compared(table, experiment.compared_with) if isinstance(experiment, Study) else table
 
 
 def _stem(checkpoint: Path) -> Tuple[Figure, Dict[str, Any]]:

@@ -187,6 +187,16 @@ def test_report_of_a_study_has_pairs_costs_claims_and_a_picture(tmp_path: Path) 
     assert paths[2].stat().st_size > 5000
 
 
+def test_every_claim_finds_its_difference(tmp_path: Path) -> None:
+    for name in ('growth_vgg16', 'growth_resnet18_long'):
+        study = STUDIES[name]
+        content = json.loads(write_report(tmp_path, name, study, results(name, tuple(
+            run.row for run in study.small)), {}, [], 'the command', {})[1].read_text())
+        pairs = {entry['row']: entry['pairs'] for entry in content['table']}
+        assert len(study.claims) == 7 and all('low' in pairs[claim.row][claim.reference] for claim in study.claims)
+        assert 'open: fewer' not in (tmp_path / f'{name}.md').read_text()
+
+
 def test_page_of_results_says_what_the_json_says() -> None:
     page, folder = ROOT / 'docs' / 'results.md', ROOT / 'docs' / 'experiments'
     text = page.read_text(encoding='utf-8')
