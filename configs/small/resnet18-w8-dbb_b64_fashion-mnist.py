@@ -8,4 +8,5 @@ model = dict(
         backbone=_base_.model.backbone,
         space='dbb',
         static=True,
-        keep_norm=False))
+        keep_norm=False,
+        branch_init=dict(type='default', identity=True)))

@@ -28,9 +28,9 @@ PAPER, NO_DEP, RANDOM = 'DyRep, the paper\'s', 'DyRep, the paper\'s without Dep'
 BEST, BEST_ONLINE = 'DyRep, recommended', 'DyRep, recommended, online'
 
 NORM, ONLINE = 'model.backbone.keep_norm', {'model.backbone.online': True}
-# DBB has no norm behind, and its 1x1_kxk begins as the identity; seven branches are as DyRep's blocks, the norm kept
+# of the config: no norm behind, 1x1_kxk begins as the identity; with seven branches the norm is kept, as by DyRep
 STATIC: Dict[str, Mapping[str, Any]] = {
-    REPVGG: {SPACE: 'repvgg'}, DBB: {INIT + '.type': 'default', INIT + '.identity': True},
+    REPVGG: {SPACE: 'repvgg'}, DBB: {},
     SEVEN: {SPACE: 'dyrep', NORM: True}, SEVEN_ONLINE: {SPACE: 'dyrep', NORM: True, **ONLINE}}
 
 SPLIT = {INIT: 'split'}
