@@ -47,6 +47,7 @@ def tiny(name: str, data: Path, work_dir: Path) -> Config:
     elif kind == 'coco':
         pipeline[2].scale = (64, 64)
         cfg.model.backbone.update(init_cfg=None)
+        cfg.model.backbone.pop('pretrained', None)
         cfg.model.backbone.get('backbone', {}).update(init_cfg=None)
     elif kind == 'cityscapes':
         pipeline[2].scale, pipeline[3].crop_size = (64, 64), (32, 32)
