@@ -49,7 +49,8 @@ def write_report(folder: PathLike, name: str, experiment: Experiment, results: S
     counted = experiment.picture == 'counts'
     content: Dict[str, Any] = {
         'version': 1, 'experiment': name, 'command': command, 'options': dict(options),
-        'table': list(results) if counted else _table(experiment, results), 'runs': [] if counted else list(results),
+        'table': list(results) if counted else _table(experiment, results),
+        'runs': [] if counted else _runs(experiment, results),
         'failed': dict(errors), 'waiting': list(waiting)}
     figure = None
     if checkpoint is not None:
@@ -71,6 +72,12 @@ def write_report(folder: PathLike, name: str, experiment: Experiment, results: S
 def _table(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
     table = table_of(results)
     return compared(table, experiment.compared_with) if isinstance(experiment, Study) else table
+
+
+def _runs(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
+    # of a study's many runs neither table nor picture tells the way, and the file would get large
+    left_out = ('curve', 'updates') if isinstance(experiment, Study) else ()
+    return [{key: value for key, value in result.items() if key not in left_out} for result in results]
 
 
 def _stem(checkpoint: Path) -> Tuple[Figure, Dict[str, Any]]:

@@ -174,6 +174,7 @@ def test_report_of_a_study_has_pairs_costs_claims_and_a_picture(tmp_path: Path) 
     del found[-1]['cpu_seconds']
     paths = write_report(tmp_path, 'growth_vgg16', study, found, {}, ['one to come'], 'the command', {})
     text, content = paths[0].read_text(), json.loads(paths[1].read_text())
+    assert len(content['runs']) == len(found) and 'curve' not in content['runs'][0] and content['runs'][0]['seed'] == 4
     pair = content['table'][1]['pairs'][PLAIN]
     assert pair['seeds'] == [4, 5, 6, 7, 8] and pair['mean'] == pytest.approx(np.mean(pair['values']))
     row = next(line for line in text.splitlines() if line.startswith(f'| {BEST} '))
