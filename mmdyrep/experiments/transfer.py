@@ -32,7 +32,7 @@ FULL_TRANSFER: List[Run] = [
 SCENES = 'b64_fashion-scenes.py'
 LOADERS = {'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False,
            'val_dataloader.num_workers': 0, 'val_dataloader.persistent_workers': False}
-# the images lie by class, a part of them would be a part of the classes: few epochs, updates by iterations
+# the images lie by class, a part of them would be a part of the classes: few epochs, so one update of several ops
 CLASSES = {**LOADERS, 'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2, 'param_scheduler.T_max': 2}
 COCO = {**LOADERS, 'train_dataloader.dataset.indices': 800, 'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2,
         'param_scheduler.1.T_max': 2}
@@ -48,7 +48,7 @@ TEN = {HOOK + 'calibration_batches': 10}
 PLAIN8 = _small('Origin', f'resnet18-w16_{SCENES}', 'classification', CLASSES, {})
 DBB8 = _small('DBB, C', f'resnet18-w16-dbb_{SCENES}', 'classification', CLASSES, {})
 DYREP8 = _small('DyRep, C', f'dyrep_resnet18-w16_{SCENES}', 'classification', CLASSES,
-                {**TEN, HOOK + 'by_epoch': False, HOOK + 'interval': 60})
+                {**TEN, HOOK + 'num_grow': 4, HOOK + 'end': 1})
 
 
 def _downstream(row: str, stage: str, before: Run) -> List[Run]:

@@ -90,8 +90,15 @@ def test_each_run_that_changes_the_model_builds(folder: str) -> None:
 @pytest.mark.parametrize('folder', [folder for folder, (_, run) in RUNS.items()
                                     if any(key.startswith(HOOK) for key in run.options)])
 def test_each_hook_that_is_changed_builds(folder: str) -> None:
-    hook = merged(RUNS[folder][1]).default_hooks.dyrep
-    assert isinstance(HOOKS.build(hook), DyRepHook)
+    cfg = merged(RUNS[folder][1])
+    hook = HOOKS.build(cfg.default_hooks.dyrep)
+    assert isinstance(hook, DyRepHook)
+    loop = cfg.train_cfg
+    assert hook.by_epoch == ('max_epochs' in loop) and loop.get('type', 'EpochBasedTrainLoop') == (
+        'EpochBasedTrainLoop' if hook.by_epoch else 'IterBasedTrainLoop')
+    # an update behind the last iteration teaches nobody
+    last = loop.max_epochs if hook.by_epoch else loop.max_iters
+    assert hook.calendar.begin + hook.calendar.interval < last
 
 
 def test_small_experiments_compare_the_rows_of_the_full_ones() -> None:
