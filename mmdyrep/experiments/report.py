@@ -10,6 +10,7 @@ from mmdyrep.analysis.structure_file import Structure, read_structure
 from mmdyrep.engine.report import human
 from mmdyrep.fileio import PathLike, atomic_path, write_json
 
+from .cells import accuracy, cost, mean
 from .counts import table_of_counts
 from .experiment import NAMES, TOP1, Experiment, Study
 from .pairs import compared
@@ -144,9 +145,9 @@ def table_lines(experiment: Experiment, table: Sequence[Mapping[str, Any]]) -> L
         row = paper.get(entry['row'], {})
         columns = [entry['column']] if same and theirs else theirs
         column = entry['column'] if len(metrics) == 1 else f'{entry["column"]} ({NAMES[entry["metric"]]})'
-        cells = [entry['row'], column, _accuracy(entry['value']), _interval(entry['value']), _difference(entry),
-                 str(entry['value']['number']), _cost(entry, 'macs'), _cost(entry, 'parameters'), _mean(entry, 'grown'),
-                 _mean(entry, 'cut'), f'{entry["seconds"]["mean"] / 60:.1f}',
+        cells = [entry['row'], column, accuracy(entry['value']), _interval(entry['value']), _difference(entry),
+                 str(entry['value']['number']), cost(entry, 'macs'), cost(entry, 'parameters'), mean(entry, 'grown'),
+                 mean(entry, 'cut'), f'{entry["seconds"]["mean"] / 60:.1f}',
                  *(_theirs(row.get(column, {})) for column in columns)]
         lines.append('| ' + ' | '.join(cells) + ' |')
     # rows that are called otherwise at small size
@@ -166,12 +167,8 @@ def _paper(experiment: Experiment) -> Dict[str, Dict[str, Mapping[str, float]]]:
 
 
 def _theirs(paper: Mapping[str, float]) -> str:
-    cost = [human(paper[key]) for key in ('macs', 'parameters') if key in paper]
-    return ' '.join([f'{paper["value"]:.2f}', *([f'({", ".join(cost)})'] if cost else [])]) if paper else '-'
-
-
-def _accuracy(value: Mapping[str, float]) -> str:
-    return f'{value["mean"]:.2f}' + (f' ± {value["deviation"]:.2f}' if 'deviation' in value else '')
+    costs = [human(paper[key]) for key in ('macs', 'parameters') if key in paper]
+    return ' '.join([f'{paper["value"]:.2f}', *([f'({", ".join(costs)})'] if costs else [])]) if paper else '-'
 
 
 def _interval(value: Mapping[str, float]) -> str:
@@ -185,11 +182,3 @@ def _difference(entry: Mapping[str, Any]) -> str:
     if found is None:
         return '-'
     return f'{found["mean"]:+.2f}' + (f' ± {found["interval"]:.2f}' if 'interval' in found else '')
-
-
-def _cost(entry: Mapping[str, Any], key: str) -> str:
-    return human(entry[key]['mean']) if key in entry else '-'
-
-
-def _mean(entry: Mapping[str, Any], key: str) -> str:
-    return f'{entry[key]["mean"]:.3g}' if key in entry else '-'

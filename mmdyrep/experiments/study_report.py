@@ -1,8 +1,7 @@
 """The table of a study: accuracies, differences of twins with intervals, costs, and what they decide."""
 from typing import Any, List, Mapping, Optional, Sequence
 
-from mmdyrep.engine.report import human
-
+from .cells import accuracy, cost, mean
 from .experiment import Claim, Study
 from .pairs import FEWEST
 
@@ -28,11 +27,11 @@ def study_lines(study: Study, table: Sequence[Mapping[str, Any]]) -> List[str]:
     lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
     for entry in table:
         plain = _entry(table, study.references[0], entry['column'])
-        cells = [entry['row'], entry['column'], _accuracy(entry['value']),
+        cells = [entry['row'], entry['column'], accuracy(entry['value']),
                  *(difference(entry['pairs'].get(reference)) for reference in study.references),
-                 ', '.join(map(str, entry['seeds'])), _cost(entry, 'macs'), _cost(entry, 'executed'),
-                 _minutes(entry, 'cpu_seconds', plain), _minutes(entry, 'seconds', plain), _mean(entry, 'grown'),
-                 _mean(entry, 'cut')]
+                 ', '.join(map(str, entry['seeds'])), cost(entry, 'macs'), cost(entry, 'executed'),
+                 _minutes(entry, 'cpu_seconds', plain), _minutes(entry, 'seconds', plain), mean(entry, 'grown'),
+                 mean(entry, 'cut')]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return [*lines, *_alone(table), *_verdicts(study, table)]
 
@@ -95,20 +94,8 @@ def _share(row: Optional[Mapping[str, Any]], reference: Optional[Mapping[str, An
     return float(row['cpu_seconds']['mean'] / reference['cpu_seconds']['mean'])
 
 
-def _accuracy(value: Mapping[str, float]) -> str:
-    return f'{value["mean"]:.2f}' + (f' ± {value["deviation"]:.2f}' if 'deviation' in value else '')
-
-
-def _cost(entry: Mapping[str, Any], key: str) -> str:
-    return human(entry[key]['mean']) if key in entry else '-'
-
-
 def _minutes(entry: Mapping[str, Any], key: str, plain: Optional[Mapping[str, Any]]) -> str:
     if key not in entry:
         return '-'
     found = f'{entry[key]["mean"] / 60:.1f}'
     return f'{found} ({entry[key]["mean"] / plain[key]["mean"]:.2f}x)' if plain and key in plain else found
-
-
-def _mean(entry: Mapping[str, Any], key: str) -> str:
-    return f'{entry[key]["mean"]:.3g}' if key in entry else '-'
