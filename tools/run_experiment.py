@@ -26,6 +26,9 @@ def parse_args() -> argparse.Namespace:
                         help='on Fashion-MNIST with small networks, here; else print the commands for a cluster')
     parser.add_argument('--seeds', type=int, default=1, metavar='N',
                         help='so many seeds of each run, from 1 on; from 4 on in studies that report')
+    parser.add_argument('--rows', nargs='+', metavar='ROW', help='train these rows of the table alone, report all')
+    parser.add_argument('--earlier', type=Path, metavar='REPORT.json',
+                        help='do not train what this report tells of already, with the same settings')
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time')
     parser.add_argument('--resume', action='store_true', help='go on where an earlier call was ended')
     parser.add_argument('--report-only', action='store_true', help='write the report of what is done, train nothing')
@@ -61,7 +64,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with fail_readably():
         failed = perform(Request(ROOT, args.name, args.small, args.seeds, args.jobs, args.resume, args.report_only,
-                                 args.work_dir, args.gpus, args.slurm, args.cfg_options))
+                                 args.work_dir, args.gpus, args.slurm, args.cfg_options, args.rows, args.earlier))
     sys.exit(1 if failed else 0)
 
 

@@ -246,6 +246,11 @@ main() {
     step 'mmdyrep itself' pip install --no-build-isolation --no-deps -e "$ROOT" || fail "see $LOG"
     "$VENV/bin/python" -c "import $modules" >>"$LOG" 2>&1 ||
         fail "the installed packages do not import (see the end of $LOG). Remove $VENV and run this again."
+    if [ -n "${PYTHONDONTWRITEBYTECODE:-}" ]; then
+        # uv leaves bytecode to the first import, which must not write it here: each process would compile all anew, 5 s
+        step 'bytecode, which Python is not to write itself (PYTHONDONTWRITEBYTECODE)' sh -c \
+            "'$VENV/bin/python' -m compileall -q -j 0 '$VENV/lib' || true"
+    fi
     stamp_of "$STACK" >"$VENV/.ready"
     say "ready after $((SECONDS - begin))s, $(du -sh "$VENV" | cut -f1)B"
 }

@@ -4,7 +4,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from mmdyrep.fileio import read_json, write_json
 
 from .counts import count
+from .earlier import take_over, told_of
 from .experiment import NAMES, Experiment, Study
 from .jobs import RESULT, Job, commands, config_of, in_order, jobs_of, last_checkpoint, share_done, slug
 from .report import write_report
@@ -35,6 +36,8 @@ class Request:
     gpus: Optional[int] = None
     slurm: Optional[str] = None
     options: Optional[Mapping[str, Any]] = None
+    rows: Optional[Sequence[str]] = None
+    earlier: Optional[Path] = None
 
     @property
     def folder(self) -> Path:
@@ -61,7 +64,7 @@ def perform(request: Request) -> bool:
         bool: Whether a run has failed.
 
     Raises:
-        ValueError: If there is no such experiment, or there are runs and ``resume`` is not given.
+        ValueError: If there is no such experiment or row, or there are runs and ``resume`` is not given.
     """
     experiment, console = find(request.name), Console()
     for key, value in (('seeds', request.seeds), ('jobs', request.jobs), ('gpus', request.gpus)):
@@ -79,23 +82,34 @@ def perform(request: Request) -> bool:
     if request.small and request.folder.exists() and not (request.resume or request.report_only):
         raise ValueError(f'{request.folder} is there from an earlier call; give --resume to go on with it, '
                          '--report-only to report what is done, or another --work-dir')
+    wanted = _of_rows(request, jobs)
     errors: Dict[str, str] = {}
+    if request.earlier is not None:
+        console.print(f'{len(take_over(request.earlier, jobs))} runs taken over from {request.earlier}')
     if request.small and not request.report_only:
-        _check_data(request, jobs)
+        _check_data(request, wanted)
         request.folder.mkdir(parents=True, exist_ok=True)
-        errors = _train(request, in_order(jobs), console)
+        errors = _train(request, in_order(wanted), console)
     elif not request.small:
         _collect(request, in_order(jobs), errors)
         if not request.report_only:
-            _print_commands(request, [job for job in in_order(jobs) if not job.done])
+            _print_commands(request, [job for job in in_order(wanted) if not job.done])
     _report(request, experiment, jobs, errors, console)
     return bool(errors)
 
 
+def _of_rows(request: Request, jobs: List[Job]) -> List[Job]:
+    names = list(dict.fromkeys(job.run.row for job in jobs))
+    unknown = [row for row in request.rows or [] if row not in names]
+    if unknown:
+        raise ValueError(f'{request.name} has no row {", ".join(map(repr, unknown))}; it has '
+                         f'{", ".join(map(repr, names))}')
+    return jobs if request.rows is None else [job for job in jobs if job.run.row in request.rows]
+
+
 def _report(request: Request, experiment: Experiment, jobs: List[Job], errors: Mapping[str, str],
             console: Console) -> None:
-    results = [{'row': job.run.row, 'column': job.run.column, 'seed': job.seed, **read_json(job.folder / RESULT)}
-               for job in jobs if job.done]
+    results = [told_of(job) for job in jobs if job.done]
     if not (results or errors or request.report_only):
         return
     checkpoint = next((last_checkpoint(job, request.root) for job in jobs if job.done), None)
