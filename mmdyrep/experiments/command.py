@@ -2,13 +2,14 @@
 import os
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mmdyrep.analysis.learning import read_learning
 from mmdyrep.fileio import read_json, write_json
 
 from .counts import count
@@ -152,7 +153,10 @@ def _train(request: Request, jobs: List[Job], console: Console) -> Dict[str, str
 
 
 def _finish(job: Job) -> Dict[str, Any]:
-    return read_result(job.folder, job.run.metric)
+    result = read_result(job.folder, job.run.metric)
+    if job.run.learning:
+        result['learned'] = [asdict(item) for item in read_learning(job.folder)]
+    return result
 
 
 def _said(job: Job) -> str:

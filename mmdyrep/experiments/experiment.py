@@ -21,6 +21,7 @@ class Run:
         paper (dict): The paper's figures: ``value`` (%), ``macs``, ``parameters``.
         metric (str): Whose last value is the result.
         before (Run, optional): Trained first, with the same seed.
+        learning (bool): What became of its branches is part of the result; all its checkpoints are to be kept.
     """
 
     row: str
@@ -30,6 +31,7 @@ class Run:
     paper: Mapping[str, float] = field(default_factory=dict)
     metric: str = TOP1
     before: Optional['Run'] = None
+    learning: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Experiment:
         small (list[Run]): On Fashion-MNIST.
         column (str): What the columns of the runs are.
         picture (str): 'dots' (each seed, means and intervals), 'curves' (by epoch), 'costs' (accuracy against average
-            MACs), 'stem' (the first block of the first run), 'counts' (nothing is trained: networks are counted).
+            MACs), 'stem' (the first block of the first run), 'learning' (what became of the branches, of runs that are
+            asked for it), 'counts' (nothing is trained: networks are counted).
         theirs (tuple): Rows of the paper that nothing is trained for: row and figures.
         first_seed (int): The runs have this seed and those that follow.
     """

@@ -13,6 +13,7 @@ from mmdyrep.fileio import PathLike, atomic_path, write_json
 from .cells import accuracy, cost, mean
 from .counts import table_of_counts
 from .experiment import NAMES, TOP1, Experiment, Study
+from .learning import draw_learning, learning_lines
 from .pairs import compared
 from .pictures import draw, draw_counts
 from .results import table_of
@@ -57,8 +58,7 @@ def write_report(folder: PathLike, name: str, experiment: Experiment, results: S
     if checkpoint is not None:
         figure, content['stem'] = _stem(checkpoint)
     elif content['table']:
-        figure = (draw_counts(experiment, results) if counted else draw_study(experiment, content['table'])
-                  if isinstance(experiment, Study) else draw(experiment, content['table'], results))
+        figure = _figure(experiment, content['table'], results)
     paths = [folder / f'{name}.md', folder / f'{name}.json']
     write_json(paths[1], content)
     if figure is not None:
@@ -68,6 +68,14 @@ def write_report(folder: PathLike, name: str, experiment: Experiment, results: S
         temporary.write_text(markdown(experiment, content, f'{name}.png' if figure is not None else None),
                              encoding='utf-8')
     return paths
+
+
+def _figure(experiment: Experiment, table: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> Figure:
+    if experiment.picture == 'counts':
+        return draw_counts(experiment, results)
+    if experiment.picture == 'learning':
+        return draw_learning(experiment.title, results)
+    return draw_study(experiment, table) if isinstance(experiment, Study) else draw(experiment, table, results)
 
 
 def _table(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
@@ -118,7 +126,8 @@ def table_of_content(experiment: Experiment, content: Mapping[str, Any]) -> List
     if experiment.picture == 'counts':
         return table_of_counts(content['table'])
     if isinstance(experiment, Study):
-        return study_lines(experiment, content['table'])
+        learned = learning_lines(content['runs']) if experiment.picture == 'learning' and content['runs'] else []
+        return [*study_lines(experiment, content['table']), *([''] if learned else []), *learned]
     lines = table_lines(experiment, content['table'])
     return [*lines, '', _stem_line(content['stem'])] if 'stem' in content else lines
 

@@ -108,11 +108,27 @@ def choose(network: str) -> Study:
         full=[], small=_validated(runs), column='training', references=(PLAIN, 'split, early'))
 
 
+def learning(network: str) -> Study:
+    """What becomes of branches: as in the paper, early and as the paper starts them, early and split."""
+    kept = {'default_hooks.checkpoint.max_keep_ckpts': -1}
+    rows: Dict[str, Mapping[str, Any]] = {
+        PAPER: {}, 'DyRep, early': EARLY, 'DyRep, early, split branches': {**EARLY, **SPLIT}}
+    return Study(
+        f'What becomes of new branches: {NETWORKS[network]}, {EPOCHS} epochs',
+        f'How far the weights of new branches turn in a training of {NETWORKS[network]} at 1/8 width on {IMAGES:,} '
+        'images of Fashion-MNIST, and what they contribute at its end. "Early": four ops at each of the first four '
+        'updates, metric snip_bn, no Dep.',
+        full=[], small=[replace(run(row, network, 1, 'dyrep', {**options, **kept}), learning=True)
+                        for row, options in rows.items()],
+        column='training', picture='learning', references=(PAPER, ))
+
+
 def _validated(runs: List[Run]) -> List[Run]:
     return [replace(run, options={**run.options, **VALIDATION}) for run in runs]
 
 
 STUDIES: Dict[str, Study] = {
+    'learning_vgg16': learning('vgg16'),
     **{f'choose_{network}': choose(network) for network in NETWORKS},
     **{f'growth_{network}': growth(network, 1) for network in NETWORKS},
     **{f'growth_{network}_long': growth(network, 4) for network in NETWORKS}}

@@ -51,7 +51,7 @@ def test_each_run_builds_and_no_option_is_lost(name: str) -> None:
     paths = differing(cfg, read(run.config))
     known = {'indices', 'num_workers', 'persistent_workers', 'test_mode', 'split', 'branch_init', 'type', 'identity',
              'alpha', 'max_depth', 'online', 'keep_norm', 'space', 'dep', 'num_grow', 'end', 'metric', 'interval',
-             'max_epochs', 'val_interval', 'T_max', 'threshold'}
+             'max_epochs', 'val_interval', 'T_max', 'threshold', 'max_keep_ckpts'}
     assert {re.sub(r'\[\d+\]', '', path).split('.')[-1] for path in paths} <= known
     backbone = build_model(cfg).backbone
     if 'dyrep' not in run.config and 'dbb' not in run.config:
