@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from .results import T_QUANTILES
+from .results import student
 
 # the range of four differences holds their mean in 87 of 100 cases at best: nothing to call a 95 % interval
 FEWEST = 5
@@ -37,8 +37,7 @@ def bootstrap(values: Sequence[float], resamples: int = RESAMPLES, seed: int = 0
 
 def tail(number: int) -> float:
     """Share of the resampled means below the interval of so many values."""
-    quantile = T_QUANTILES[number - 2] if number - 1 <= len(T_QUANTILES) else NormalDist().inv_cdf(0.975)
-    return NormalDist().cdf(-quantile * (number / (number - 1))**0.5)
+    return NormalDist().cdf(-student(number) * (number / (number - 1))**0.5)
 
 
 @lru_cache(maxsize=8)

@@ -1,6 +1,7 @@
 """What a run came to, and what several seeds say together."""
 import math
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Dict, List, Mapping, Sequence
 
 from mmengine.config import Config
@@ -14,7 +15,7 @@ from mmdyrep.models.building import build_model
 from .experiment import BOX_AP, TOP1
 
 # two-sided 95 % quantiles of Student's t, 1 to 30 degrees of freedom
-T_QUANTILES = (
+_QUANTILES = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
     2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 
@@ -70,15 +71,19 @@ def _costs(cfg: Config) -> Dict[str, float]:
     return costs
 
 
+def student(number: int) -> float:
+    """Two-sided 95 % quantile of Student's t for the mean of so many values, two or more; the normal's beyond 31."""
+    return _QUANTILES[number - 2] if number - 1 <= len(_QUANTILES) else NormalDist().inv_cdf(0.975)
+
+
 def summary(values: Sequence[float]) -> Dict[str, float]:
     """Mean, sample deviation and half the width of the 95 % interval of the mean; the latter two of several only."""
     number, mean = len(values), sum(values) / len(values)
     if number < 2:
         return {'mean': mean, 'number': number}
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (number - 1))
-    quantile = T_QUANTILES[number - 2] if number - 1 <= len(T_QUANTILES) else 1.96
     return {'mean': mean, 'number': number, 'deviation': deviation,
-            'interval': quantile * deviation / math.sqrt(number)}
+            'interval': student(number) * deviation / math.sqrt(number)}
 
 
 def table_of(results: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
