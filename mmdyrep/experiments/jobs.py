@@ -34,6 +34,18 @@ class Job:
         """Whether it has come to its end."""
         return (self.folder / RESULT).exists()
 
+    @property
+    def source(self) -> 'Job':
+        """What it starts from.
+
+        Raises:
+            ValueError: If it starts from no other.
+        """
+        if self.before is None:
+            raise ValueError(f'{self.name} starts from no other run: no option of it can name one, '
+                             'as {checkpoint}, {backbone} or {structure:N}')
+        return self.before
+
 
 def jobs_of(runs: Sequence[Run], seeds: int, folder: Path, options: Mapping[str, Any], first: int = 1) -> List[Job]:
     """A job for each run and seed, so many from the first, all runs of a seed before the next.
@@ -81,7 +93,7 @@ def commands(job: Job, root: Path) -> List[Tuple[str, List[str]]]:
     """Scripts of tools/ with their arguments: fusing the backbone to start from, where one is needed, then training."""
     steps = []
     if '{backbone}' in map(str, job.options.values()):
-        source = job.before
+        source = job.source
         steps.append(('deploy_fuse.py', [str(root / 'configs' / source.run.config), str(last_checkpoint(source, root)),
                                          str(source.folder / BACKBONE), '--backbone-only',
                                          *_settings(source, root, source.options)]))
@@ -97,10 +109,10 @@ def _settings(job: Job, root: Path, options: Mapping[str, Any]) -> List[str]:
 def _filled(value: Any, job: Job, root: Path) -> Any:
     if not isinstance(value, str) or '{' not in value:
         return value
-    structure = _STRUCTURE.fullmatch(value)
+    source, structure = job.source, _STRUCTURE.fullmatch(value)
     if structure:
-        return str(job.before.folder / 'dyrep' / f'structure_{last_update(job.before, root, int(structure[1]))}.json')
-    return str({'{checkpoint}': last_checkpoint(job.before, root), '{backbone}': job.before.folder / BACKBONE}[value])
+        return str(source.folder / 'dyrep' / f'structure_{last_update(source, root, int(structure[1]))}.json')
+    return str({'{checkpoint}': last_checkpoint(source, root), '{backbone}': source.folder / BACKBONE}[value])
 
 
 def _written(value: Any) -> str:

@@ -52,8 +52,11 @@ class Runner:
             # those that are waited for have been begun: they stand before
             if job.before is not None:
                 ended[job.before.folder].wait()
-            error = '' if job.done or self._stopped.is_set() else self._train(job)
-            ended[job.folder].set()
+            try:
+                error = '' if job.done or self._stopped.is_set() else self._train(job)
+            finally:
+                # else those that start from it would wait for ever
+                ended[job.folder].set()
             if self._stopped.is_set():
                 return
             if error:

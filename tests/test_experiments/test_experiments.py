@@ -250,6 +250,21 @@ def test_what_a_run_starts_from_is_trained_before_it_once(tmp_path: Path) -> Non
     assert not list((tmp_path / 'runs').glob('small-d*')) and set(told) == {'good', 'bad', 'first', 'second', 'third'}
 
 
+@pytest.mark.parametrize('value', ['{checkpoint}', '{backbone}', '{structure:3}'])
+def test_an_option_that_names_another_run_needs_one(value: str, tmp_path: Path) -> None:
+    (tmp_path / 'tools').mkdir()
+    (tmp_path / 'tools' / 'train.py').write_text(TRAIN)
+    alone = Run('alone', 'x', 'a.py', {'model.backbone.pretrained': value})
+    jobs = jobs_of([alone, Run('next', 'x', 'b.py', before=alone)], 1, tmp_path / 'runs', {})
+    with pytest.raises(ValueError, match='^alone, x, seed 1 starts from no other run: .*{checkpoint}, {backbone} or'):
+        commands(jobs[0], tmp_path)
+    # and what starts from it does not wait for ever
+    told = []
+    with pytest.raises(ValueError, match='^alone, x, seed 1 starts from no other run'):
+        Runner(tmp_path, 2, lambda job: {}, lambda job, error: told.append(error)).run(jobs)
+    assert told == ['what it starts from has failed: alone, x, seed 1']
+
+
 def test_the_full_size_is_printed_for_a_cluster(tmp_path: Path, capsys: Any) -> None:
     assert not perform(Request(ROOT, 'table6', work_dir=tmp_path, seeds=2))
     lines = [line for line in capsys.readouterr().out.splitlines() if 'dist_train.sh' in line]
