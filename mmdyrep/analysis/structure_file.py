@@ -112,7 +112,10 @@ def _from_state(path: Path, state: Mapping[str, Tensor]) -> Structure:
             conv = f'{conv}.branches.kxk.conv'
         if f'{conv}.weight' not in state:
             raise ValueError(f'{path} has a part of the block {op} only: no {conv}.weight')
-        found.kernels[name] = tuple(state[f'{conv}.weight'].shape[2:])
+        shape = tuple(state[f'{conv}.weight'].shape)
+        if len(shape) != 4:
+            raise ValueError(f'{path}: {conv}.weight is of shape {shape}, which no 2D convolution has')
+        found.kernels[name] = shape[2:]
         if f'{op}.branches.1x1_avg.conv1.weight' not in state:
             found.without_conv1.add(name)
     found.order = list(dict.fromkeys(_op_of(key[len(prefix):]) for key in state if key.startswith(prefix)))

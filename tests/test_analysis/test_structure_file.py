@@ -52,6 +52,14 @@ def test_a_structure_of_a_run_takes_what_the_history_beside_it_knew_then(net, tm
     assert read_structure(tmp_path / 'mine.json').waiting == []
 
 
+def test_a_weight_that_is_no_kernel_is_named(net, tmp_path):
+    state = dict(net.state_dict())
+    key = 'deep.branches.kxk.conv.weight'
+    torch.save({**state, key: state[key][0]}, tmp_path / 'net.pth')
+    with pytest.raises(ValueError, match=rf'net\.pth: {key} is of shape \(1, 3, 3\), which no 2D convolution has'):
+        read_structure(tmp_path / 'net.pth')
+
+
 def test_plain_networks_are_refused(net, tmp_path):
     torch.save(net.to_plain().state_dict(), tmp_path / 'plain.pth')
     write_json(tmp_path / 'plain.json', {'version': 1, 'ops': {}})
