@@ -55,8 +55,13 @@ def _backbone(config: str) -> Any:
 
 
 def measured(options: Options) -> List[Dict[str, Any]]:
-    """Rows: the plain backbone, the run as it was and with ``online``; time integrated, memory at its most."""
+    """Rows: the plain backbone, the run as it was and with ``online``; time integrated, memory at its most.
+
+    There are no rows if the options name no run.
+    """
     from mmengine.registry import MODELS
+    if options.history is None:
+        return []
     config, history_file = options.history
     history, found = spans(Path(history_file))
     inner, device = _backbone(config), torch.device(options.device)

@@ -1,12 +1,13 @@
 """Times of several things side by side, bytes kept for backward, peak memory."""
 import time
 from statistics import median
-from typing import Any, Callable, Dict, List, NamedTuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Run = Callable[[], Any]
+Name = TypeVar('Name')
 
 
 class Times(NamedTuple):
@@ -22,7 +23,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def interleaved(runs: Dict[str, Run], rounds: int, device: torch.device) -> Dict[str, Times]:
+def interleaved(runs: Mapping[Name, Run], rounds: int, device: torch.device) -> Dict[Name, Times]:
     """Time things in turn, so that a machine which gets slower does so for all of them.
 
     Args:
@@ -30,7 +31,7 @@ def interleaved(runs: Dict[str, Run], rounds: int, device: torch.device) -> Dict
         rounds (int): Calls of each, after one that does not count.
         device (torch.device): Where they run.
     """
-    taken: Dict[str, List[float]] = {name: [] for name in runs}
+    taken: Dict[Name, List[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
             synchronize(device)

@@ -1,6 +1,6 @@
 """Whole networks to measure, plain and with blocks, and what an iteration and an evaluation of them do."""
 import random
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from .cases import Options, place
 from .measuring import bytes_of
 
 Wrap = Callable[[nn.Module], nn.Module]
+Model = TypeVar('Model', bound=nn.Module)
 
 
 class Kind(NamedTuple):
@@ -112,7 +113,7 @@ def build(name: str, wrap: Wrap) -> nn.Module:
     return trainable(kind.detector(backbone) if kind.detector else backbone)
 
 
-def trainable(model: nn.Module) -> nn.Module:
+def trainable(model: Model) -> Model:
     """The model in train mode; ``train`` of some backbones returns nothing."""
     model.train()
     return model
@@ -160,7 +161,8 @@ class Iteration:
         with torch.autocast(self.options.device, enabled=self.options.amp):
             if self.samples is not None:
                 return self.model.parse_losses(self.model.loss(self.x, self.samples))[0]
-            return sum(out.float().square().mean() for out in tensors_in(self.model(self.x)))
+            first, *others = (out.float().square().mean() for out in tensors_in(self.model(self.x)))
+            return sum(others, first)
 
     def __call__(self) -> None:
         self.optimizer.zero_grad()

@@ -44,8 +44,8 @@ def print_report(result: Dict[str, Any], console: Optional[Console] = None) -> N
         for line in cells:
             table.add_row(*line)
         console.print(table)
-    for line in notes(result):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for note in notes(result):
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
 
 
 def markdown(result: Dict[str, Any], title: str, picture: Optional[str] = None) -> str:

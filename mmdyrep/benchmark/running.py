@@ -4,6 +4,7 @@ import platform
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -34,7 +35,7 @@ def run(options: Options) -> Dict[str, Any]:
     torch.manual_seed(0)
     measure = {'blocks': _blocks, 'training': _training, 'evaluation': _evaluation, 'updates': _updates,
                'history': _history}
-    wanted = [name for name in cases.SECTIONS if name in options.only and (name != 'history' or options.history)]
+    wanted = [name for name in cases.SECTIONS if name in options.only]
     sections = {name: rows for name in wanted for rows in [measure[name](options)] if rows}
     return {'version': 1, 'settings': asdict(options), 'machine': {**_machine(options), 'others': others.share()},
             'sections': sections, 'seconds': round(time.time() - begin, 1)}
@@ -48,10 +49,11 @@ class _Others:
 
     def share(self) -> Optional[float]:
         """Of the cores' time since the start, 0 to 1; None where the system doesn't tell."""
-        if self._begin is None:
+        end = self._now()
+        if self._begin is None or end is None:
             return None
-        wall, busy, own = (now - before for now, before in zip(self._now(), self._begin))
-        return round(max(0.0, busy - own) / (wall * os.cpu_count()), 3)
+        wall, busy, own = (now - before for now, before in zip(end, self._begin))
+        return round(max(0.0, busy - own) / (wall * (os.cpu_count() or 1)), 3)
 
     def _now(self) -> Optional[Tuple[float, float, float]]:
         """Seconds: of the clock, of all cores at work, of this process."""
@@ -69,7 +71,7 @@ def _machine(options: Options) -> Dict[str, Any]:
 
 
 def _rows(times: Dict[str, Any], memory: Dict[str, int], what: str, **more: Any) -> List[Row]:
-    base = memory[next(iter(memory))] if memory else None
+    base = next(iter(memory.values()), 0)
     return [{**more, 'name': name, 'seconds': value.seconds, 'time_ratio': value.ratio,
              **({what: memory[name], 'memory_ratio': memory[name] / base} if memory else {})}
             for name, value in times.items()]
@@ -88,7 +90,7 @@ def _blocks(options: Options) -> List[Row]:
             x.grad = None
             block.zero_grad()
 
-        runs = {name: (lambda block=block: step(block)) for name, block in blocks.items()}
+        runs = {name: partial(step, block) for name, block in blocks.items()}
         times = interleaved(runs, options.rounds * (1 if options.quick else 10), device)
         kept = {name: kept_bytes(block, x) for name, block in blocks.items()}
         rows += _rows(times, kept, 'kept_bytes', shape=f'{channels}@{size}')

@@ -1,17 +1,18 @@
 """What scores and updates cost, in iterations of the plain network."""
 import time
+from functools import partial
 from typing import Any, Dict, List
 
 import torch
 from torch import Tensor
 
-from mmdyrep.dynamics import Moment, build_metric
+from mmdyrep.dynamics import Key, Moment, build_metric
 from mmdyrep.engine.scoring import ops_of
 from mmdyrep.engine.updating import Policy, Round, update
 from mmdyrep.models import DyRepBackbone
 
 from .cases import Options
-from .measuring import Times, interleaved, peak_bytes, synchronize
+from .measuring import Run, Times, interleaved, peak_bytes, synchronize
 from .networks import Iteration, images, kind_of, stem, trainable
 
 BATCHES = 20
@@ -40,7 +41,8 @@ class Update:
         self.iteration, self.options = Iteration(net, x, options), options
         self.iteration()
         names = net.candidates()[::-1]
-        self.scores = {op: float(-rank) for rank, op in enumerate(names[::max(1, len(names) // number)])}
+        self.scores: Dict[Key, float] = {
+            op: float(-rank) for rank, op in enumerate(names[::max(1, len(names) // number)])}
         self.policy = Policy(number, None)
         self.round = Round(net, net, self.run, [x] * (2 if options.quick else BATCHES), x.shape[1:])
 
@@ -58,9 +60,9 @@ def measured(name: str, options: Options) -> List[Dict[str, Any]]:
     plain = Iteration(_grown(name, 0), x, options)
     plain()
     ops = ops_of(plain.model)
-    calls = {'iteration': plain}
+    calls: Dict[str, Run] = {'iteration': plain}
     for metric in ('synflow', 'snip_bn'):
-        calls[f'scores, {metric}'] = lambda saliency=build_metric(metric): saliency.observe(ops)
+        calls[f'scores, {metric}'] = partial(build_metric(metric).observe, ops)
     times = interleaved(calls, options.rounds, device)
     own = times['iteration'].seconds
     peaks = {'iteration': peak_bytes(plain, plain.standing, device)}
