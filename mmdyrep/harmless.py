@@ -2,11 +2,11 @@
 import pickle
 import re
 from collections import Counter, defaultdict, deque
-from typing import Any, Dict
+from typing import Any, Callable, Dict, List, Tuple, Union
 
 import torch
 
-_TAKES_NAMES = torch.__version__ >= (2, 6)
+_TAKES_NAMES = torch.__version__ >= (2, 6)  # type: ignore[operator]  # is compared as a version
 _NUMBERS = ('bool', 'uint8', 'int8', 'int16', 'int32', 'int64', 'float16', 'float32', 'float64')
 
 
@@ -51,7 +51,9 @@ def allow_harmless_types() -> None:
     need none: mmengine's ``torch.load`` reads anything.
     """
     if _TAKES_NAMES:
-        torch.serialization.add_safe_globals([(kind, name) for name, kind in harmless_types().items()])
+        named: List[Union[Callable[..., Any], Tuple[Callable[..., Any], str]]] = [
+            (kind, name) for name, kind in harmless_types().items()]
+        torch.serialization.add_safe_globals(named)  # type: ignore[attr-defined]  # torch 2.1 has none
 
 
 def load_harmless(path: Any) -> Any:

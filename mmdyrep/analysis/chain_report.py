@@ -37,7 +37,8 @@ def read_chain(folder: PathLike) -> Dict[str, Any]:
         ValueError: If a test is missing.
     """
     folder = Path(folder)
-    rows, runs = [], {}
+    rows: List[Dict[str, Any]] = []
+    runs: Dict[str, Dict[str, Any]] = {}
     for method, stage, grown, part in ROWS:
         names = {'top-1': PRETRAINED[grown], 'mAP': DETECTOR.format(part), 'mIoU': SEGMENTOR.format(part)}
         for heading, name in names.items():

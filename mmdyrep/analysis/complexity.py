@@ -70,9 +70,10 @@ def complexity(cfg: Config, structure: Optional[PathLike] = None, shape: Optiona
     if structure is not None:
         backbone = _take_structure(backbone, prefix, structure)
     shape, source = _shape(cfg, backbone, shape)
-    ops = backbone.structure['ops'] if isinstance(backbone, DyRepBackbone) else {}
+    ops: Dict[str, List[str]] = {}
     augmented = None
-    if ops:
+    if isinstance(backbone, DyRepBackbone) and backbone.structure['ops']:
+        ops = backbone.structure['ops']
         augmented = _count(model, backbone, prefix, shape)
         backbone.load_structure({'version': 1, 'ops': {}})
     return Complexity(shape, source, _count(model, backbone, prefix, shape), augmented,
@@ -106,7 +107,7 @@ def _shape(cfg: Config, backbone: nn.Module, wanted: Optional[Sequence[int]]) ->
     found = [(wanted, 'as asked for'), (asked, 'the input_shape of the backbone'),
              (crop_size(cfg), 'what the training pipeline crops to'),
              ((224, 224), 'the usual one, as nothing else is known')]
-    size, source = next(item for item in found if item[0] is not None)
+    size, source = next((size, source) for size, source in found if size is not None)
     return input_shapes(backbone, tuple(size))[0], source
 
 

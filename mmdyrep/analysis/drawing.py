@@ -37,7 +37,8 @@ def new_figure(width: float, height: float) -> Figure:
 def text_width(text: str, size: float, **style) -> float:
     """Width of a text in inches."""
     figure = new_figure(1, 1)
-    extent = figure.text(0, 0, text, fontsize=size, **style).get_window_extent(figure.canvas.get_renderer())
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    extent = figure.text(0, 0, text, fontsize=size, **style).get_window_extent(renderer)
     return extent.width / DPI
 
 

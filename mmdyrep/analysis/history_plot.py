@@ -1,5 +1,5 @@
 """Runs side by side: convergence, accuracy against cost, structure over time (Figures 1 and 5)."""
-from typing import Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Callable, List, Literal, Mapping, Optional, Sequence, Tuple, TypedDict
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -16,6 +16,8 @@ from .run_files import Points, Run, Span, spans
 from .structure_file import indented
 
 MARKERS = 'osD^vPX'
+LineStyle = Literal['-', '--', ':', '-.']
+LINES: Tuple[LineStyle, ...] = ('-', '--', ':', '-.')
 # inches
 WIDTH, MARGIN, PLOT, ROW = 12.5, 0.3, 3.0, 0.24
 
@@ -50,7 +52,7 @@ def plot_history(runs: Sequence[Run], metric: Optional[str], costs: Mapping[str,
     wide = (WIDTH - first - MARGIN - 2 * gap) / 3
     axes = [place(first + number * (wide + gap), top, wide, PLOT) for number in range(3)]
     when = 'epoch' if runs[0].by_epoch else 'iteration'
-    _curves(axes[0], [run.metrics.get(metric, []) for run in runs], f'Validation: {metric or "no metric"}', when,
+    _curves(axes[0], [_values(run, metric) for run in runs], f'Validation: {metric or "no metric"}', when,
             _with_unit(metric))
     _curves(axes[1], [run.loss for run in runs], f'Training loss{", mean of each epoch" if runs[0].by_epoch else ""}',
             when, 'loss')
@@ -62,10 +64,21 @@ def plot_history(runs: Sequence[Run], metric: Optional[str], costs: Mapping[str,
     return figure
 
 
-def _style(number: int) -> Dict[str, object]:
-    lines = ('-', '--', ':', '-.')
-    return dict(color=drawing.PALETTE[number % len(drawing.PALETTE)], marker=MARKERS[number % len(MARKERS)],
-                linestyle=lines[number // len(drawing.PALETTE) % len(lines)])
+def _values(run: Run, metric: Optional[str]) -> Points:
+    return run.metrics.get(metric, []) if metric is not None else []
+
+
+class Style(TypedDict):
+    """What tells a run from the others."""
+
+    color: str
+    marker: str
+    linestyle: LineStyle
+
+
+def _style(number: int) -> Style:
+    return Style(color=drawing.PALETTE[number % len(drawing.PALETTE)], marker=MARKERS[number % len(MARKERS)],
+                 linestyle=LINES[number // len(drawing.PALETTE) % len(LINES)])
 
 
 def _run_keys(runs: Sequence[Run]) -> List[Line2D]:
@@ -110,15 +123,16 @@ def _say(axes: Axes, text: str) -> None:
 
 def _cost(axes: Axes, runs: Sequence[Run], metric: Optional[str], costs: Mapping[str, Mapping[str, float]]) -> None:
     known = {number: costs[run.label] for number, run in enumerate(runs)
-             if run.label in costs and run.metrics.get(metric)}
+             if run.label in costs and _values(run, metric)}
     part = 'model' if all('model' in macs for macs in known.values()) else 'backbone'
     largest = max([macs[part] for macs in known.values()] or [0])
     unit, size = ('G', 1e9) if largest >= 1e9 else ('M', 1e6)
     _dress(axes, f'Last {metric or "metric"} against cost',
            f'MACs of the {part}, average over training ({unit})', _with_unit(metric))
     for number, macs in known.items():
-        style = dict(_style(number), linestyle='')
-        axes.plot(macs[part] / size, runs[number].metrics[metric][-1][1], markersize=8, **style)
+        style = _style(number)
+        axes.plot(macs[part] / size, _values(runs[number], metric)[-1][1], color=style['color'], marker=style['marker'],
+                  markersize=8, linestyle='')
     axes.margins(0.18)
     if not known:
         _say(axes, 'no run with a metric and a known cost')
@@ -155,9 +169,12 @@ def _structure(place: Callable[..., Axes], run: Run, found: Sequence[Span], top:
         if length / run.end * width > 0.22:
             axes.text(span.begin + 0.07 / width * run.end, y, str(span.branches), va='center', fontsize=7.5,
                       color='white' if span.branches > 5 else INK)
-        axes.plot(span.begin, y, clip_on=False, color=drawing.PALETTE[1] if span.removed else drawing.PALETTE[0],
-                  **(dict(marker='X', markersize=6, markeredgecolor='white', markeredgewidth=0.6) if span.removed else
-                     dict(marker='|', markersize=11, markeredgewidth=2)))
+        if span.removed:
+            axes.plot(span.begin, y, clip_on=False, color=drawing.PALETTE[1], marker='X', markersize=6,
+                      markeredgecolor='white', markeredgewidth=0.6)
+        else:
+            axes.plot(span.begin, y, clip_on=False, color=drawing.PALETTE[0], marker='|', markersize=11,
+                      markeredgewidth=2)
     axes.set_yticks(range(len(rows)), labels, fontsize=8.5)
     for tick in axes.get_yticklabels():
         tick.set_horizontalalignment('left')

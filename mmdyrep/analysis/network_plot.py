@@ -2,9 +2,10 @@
 from typing import Dict, List, Tuple
 
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -79,7 +80,7 @@ def _table(axes: Axes, structure: Structure, rows: List[str], labels: List[str],
                 face = colours(scale(value)) if value is not None else ORIGINAL if branch == 'kxk' else PRESENT
                 axes.add_patch(Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, facecolor=face, linewidth=0))
             if value is not None:
-                red, green, blue, _ = face
+                red, green, blue, _ = to_rgba(face)
                 dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
                 axes.text(x + 0.5, y + 0.5, drawing.short(value), ha='center', va='center', fontsize=7.5,
                           color='white' if dark else INK)
@@ -102,11 +103,9 @@ def _table(axes: Axes, structure: Structure, rows: List[str], labels: List[str],
         side.set_visible(False)
 
 
-
-
 def _keys(figure: Figure, structure: Structure, waiting: bool) -> None:
     width, height = figure.get_size_inches()
-    keys: List[Tuple[object, str]] = [(Patch(facecolor=ORIGINAL), 'original')]
+    keys: List[Tuple[Artist, str]] = [(Patch(facecolor=ORIGINAL), 'original')]
     if not structure.importance:
         keys.append((Patch(facecolor=PRESENT), 'branch'))
     if any(structure.removed.values()):

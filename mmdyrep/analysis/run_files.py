@@ -3,7 +3,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mmengine.config import Config
 
@@ -152,7 +152,7 @@ def pick_metric(runs: Sequence[Run], wanted: Optional[str] = None) -> Optional[s
     return wanted or next((name for name in (*USUAL, *names) if name in names), None)
 
 
-def average_macs(run: Run, shape: Optional[Sequence[int]] = None) -> Tuple[Dict[str, float], str]:
+def average_macs(run: Run, shape: Optional[Sequence[int]] = None) -> Tuple[Mapping[str, float], str]:
     """MACs of backbone and model averaged over the training.
 
     Args:
@@ -174,7 +174,7 @@ def average_macs(run: Run, shape: Optional[Sequence[int]] = None) -> Tuple[Dict[
         return {}, f'{configs[-1].name} can not be counted ({type(error).__name__}: {error})'
 
 
-def all_costs(runs: Sequence[Run]) -> Tuple[Dict[str, Dict[str, float]], Dict[str, str]]:
+def all_costs(runs: Sequence[Run]) -> Tuple[Dict[str, Mapping[str, float]], Dict[str, str]]:
     """Average MACs of the runs by label, and of the others why they can't be known.
 
     Configs are counted at the size that the first run with DyRep has seen.

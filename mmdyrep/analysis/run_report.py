@@ -50,7 +50,7 @@ def report(folder: PathLike, augmented: PathLike, plain: PathLike, fused: PathLi
                                     f'({meta["relative"]:.1e} of the largest value)'))
     lines.append(('growth', _growth(history)))
     for kind, title in (('macs', 'MACs'), ('parameters', 'parameters')):
-        lines.append((title, _cost(history, kind)))
+        lines.append((title, _cost(history, history.start, kind)))
     lines.append(('structure at the end', _shape(meta['structure']['ops'])))
     return lines
 
@@ -68,11 +68,11 @@ def _growth(history: History) -> str:
             f'{sum(cut)} branches removed from {len(cut)} blocks')
 
 
-def _cost(history: History, kind: str) -> str:
+def _cost(history: History, start: Mapping[str, Any], kind: str) -> str:
     def of(values: Dict[str, Any]) -> str:
         return human(values.get('model', values['backbone']))
 
-    points = [history.start, *history.updates]
+    points = [start, *history.updates]
     largest = max(points, key=lambda point: point[kind].get('model', point[kind]['backbone']))
-    return (f'{of(history.start[kind])} plain, {of(history.average()[kind])} on average in training, '
+    return (f'{of(start[kind])} plain, {of(history.average()[kind])} on average in training, '
             f'{of(largest[kind])} at most, {of(points[-1][kind])} at the end; plain again when fused')

@@ -2,7 +2,7 @@
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, cast
 
 import torch
 from mmengine.config import Config
@@ -14,7 +14,7 @@ from mmdyrep.fileio import PathLike, read_checkpoint, write_checkpoint
 from mmdyrep.models import DyRepBackbone
 from mmdyrep.models.building import build_model
 from mmdyrep.models.finding import find_backbone
-from mmdyrep.reparam import Geometry
+from mmdyrep.reparam import Block, Geometry
 from mmdyrep.reparam.kernels import Kernel
 from mmdyrep.version import __version__
 
@@ -83,7 +83,7 @@ def convert_checkpoint(config: Config, checkpoint: PathLike, out: PathLike, *, k
     if strange:
         raise ValueError(f'{checkpoint} has a block at {strange[0]}, where {type(backbone).__name__} has no op that '
                          'can be expanded. Is it of another network? Names can be replaced: --rename PATTERN=NEW')
-    geometries = {name: Geometry.of(model.get_submodule(name)) for name in ours}
+    geometries = {name: Geometry.of(cast(nn.Conv2d, model.get_submodule(name))) for name in ours}
     state = {renamed(name, rules): value for name, value in tensors.items()}
     absorbed: Dict[str, List[Kernel]] = {}
     for name, (_, block) in ours.items():
@@ -93,7 +93,7 @@ def convert_checkpoint(config: Config, checkpoint: PathLike, out: PathLike, *, k
     load_strictly(model, state, f'{checkpoint} does not fit the model of {config.filename or "the config"}')
     for name, kernels in absorbed.items():
         for kernel in kernels:
-            model.get_submodule(name).absorb(kernel)
+            cast(Block, model.get_submodule(name)).absorb(kernel)
 
     found = {name: block for name, (_, block) in ours.items()}
     difference = _compare(model, backbone, prefix, found, geometries, checkpoint)

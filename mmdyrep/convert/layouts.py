@@ -3,7 +3,7 @@
 Known are the blocks of DyRep's authors, of DBB, and of RepVGG, as published and as mmpretrain has them.
 """
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -191,8 +191,8 @@ def _run_branch(name: str, branch: ForeignBranch, x: Tensor, geometry: Geometry)
 
 
 def _run_norm(norm: Dict[str, Tensor], x: Tensor) -> Tensor:
-    values: Any = [norm[key].to(x) for key in ('running_mean', 'running_var', 'weight', 'bias')]
-    return F.batch_norm(x, *values, eps=EPS)
+    mean, var, weight, bias = (norm[key].to(x) for key in ('running_mean', 'running_var', 'weight', 'bias'))
+    return F.batch_norm(x, mean, var, weight, bias, eps=EPS)
 
 
 def _to(value: Optional[Tensor], like: Tensor) -> Optional[Tensor]:

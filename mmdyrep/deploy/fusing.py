@@ -84,7 +84,7 @@ def fuse_checkpoint(config: Config, checkpoint: PathLike, out: PathLike, *, out_
     structure = backbone.structure
 
     fused = copy.deepcopy(model)
-    fused.get_submodule(name).switch_to_deploy()
+    find_backbone(fused)[1].switch_to_deploy()
     plain = build_model(plain_cfg)
     load_strictly(plain, fused.state_dict(), 'the plain network of the config does not take the fused weights')
 
@@ -182,7 +182,7 @@ def _images(cfg: Config, model: nn.Module, wanted: int) -> Tuple[Tensor, str]:
     loader = Runner.build_dataloader(copy.deepcopy(cfg.test_dataloader), seed=0)
     found: List[Tensor] = []
     for batch in loader:
-        inputs = model.data_preprocessor(batch, False)['inputs']
+        inputs = model.get_submodule('data_preprocessor')(batch, False)['inputs']
         if found and inputs.shape[1:] != found[0].shape[1:]:
             break
         found.append(inputs)
@@ -209,8 +209,8 @@ def _outputs(model: nn.Module, plain: nn.Module, name: str, x: Tensor) -> Tuple[
 
 def _meta(meta: Dict[str, Any], cfg: Config, path: PathLike, raw: bool, report: Report) -> Dict[str, Any]:
     """What a user of the plain checkpoint wants to know: classes, config, and where it came from."""
-    kept = {key: meta[key] for key in ('dataset_meta', 'CLASSES', 'PALETTE', 'epoch', 'iter', 'experiment_name', 'seed')
-            if key in meta}
+    told = ('dataset_meta', 'CLASSES', 'PALETTE', 'epoch', 'iter', 'experiment_name', 'seed')
+    kept: Dict[str, Any] = {key: meta[key] for key in told if key in meta}
     return {
         **kept,
         'cfg': cfg.pretty_text,

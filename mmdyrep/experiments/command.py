@@ -146,7 +146,8 @@ def _train(request: Request, jobs: List[Job], console: Console) -> Dict[str, str
 
         # what is done already is no measure of the speed
         count_done()
-        progress.reset(task, completed=progress.tasks[0].completed, runs=progress.tasks[0].fields['runs'])
+        progress.reset(task, runs=progress.tasks[0].fields['runs'],
+                       completed=progress.tasks[0].completed)  # type: ignore[arg-type]  # rich counts in floats
         errors = Runner(request.root, request.jobs, _finish, told).run(jobs, count_done)
         count_done()
     return errors

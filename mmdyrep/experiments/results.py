@@ -63,7 +63,8 @@ def _costs(cfg: Config) -> Dict[str, float]:
     # of a detector the backbone alone can be counted, at a size that the config does not tell
     if 'model' not in macs:
         return {}
-    costs = {'macs': macs['model'], 'executed': macs['model'], 'parameters': found.form.parameters['model']}
+    costs: Dict[str, float] = {
+        'macs': macs['model'], 'executed': macs['model'], 'parameters': found.form.parameters['model']}
     model = build_model(cfg)
     backbone = model.backbone
     if isinstance(backbone, DyRepBackbone) and backbone.online:
@@ -99,9 +100,9 @@ def table_of(results: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
         entry: Dict[str, Any] = {'row': row, 'column': column, 'metric': group[0].get('metric', TOP1),
                                  'seeds': [item['seed'] for item in group]}
         for key in ('value', 'macs', 'executed', 'parameters', 'seconds', 'cpu_seconds', 'grown', 'cut'):
-            values = [item[key] for item in group if item.get(key) is not None]
-            if values:
-                entry[key] = {**summary(values), 'values': values}
+            found = [item[key] for item in group if item.get(key) is not None]
+            if found:
+                entry[key] = {**summary(found), 'values': found}
         first = next(other for (_, where), other in groups.items() if where == column)
         if first is not group:
             # seeds have data, initial weights and order of the images in common

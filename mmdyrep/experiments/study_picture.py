@@ -1,5 +1,5 @@
 """The picture of a study: what a method gains over the plain network, against what its training costs."""
-from typing import Any, Dict, Mapping, Sequence
+from typing import Any, Mapping, Sequence, TypedDict
 
 from matplotlib.figure import Figure
 
@@ -53,6 +53,13 @@ def draw_study(study: Study, table: Table) -> Figure:
     return figure
 
 
-def _style(place: int) -> Dict[str, str]:
+class Style(TypedDict):
+    """What tells a row from the others."""
+
+    fmt: str
+    color: str
+
+
+def _style(place: int) -> Style:
     # markers are as many as colours: the second time round they meet others
-    return {'fmt': MARKERS[(place + place // len(PALETTE)) % len(MARKERS)], 'color': PALETTE[place % len(PALETTE)]}
+    return Style(fmt=MARKERS[(place + place // len(PALETTE)) % len(MARKERS)], color=PALETTE[place % len(PALETTE)])
