@@ -85,7 +85,8 @@ def slug(text: str) -> str:
 def config_of(job: Job, root: Path) -> Config:
     """Config of a job, with what is changed in it."""
     cfg = Config.fromfile(root / 'configs' / job.run.config)
-    cfg.merge_from_dict({key: value for key, value in job.options.items() if '{' not in str(value)})
+    cfg.merge_from_dict({key: value for key, value in job.options.items()
+                         if not (isinstance(value, str) and '{' in value)})
     return cfg
 
 
@@ -112,7 +113,10 @@ def _filled(value: Any, job: Job, root: Path) -> Any:
     source, structure = job.source, _STRUCTURE.fullmatch(value)
     if structure:
         return str(source.folder / 'dyrep' / f'structure_{last_update(source, root, int(structure[1]))}.json')
-    return str({'{checkpoint}': last_checkpoint(source, root), '{backbone}': source.folder / BACKBONE}[value])
+    known = {'{checkpoint}': last_checkpoint(source, root), '{backbone}': source.folder / BACKBONE}
+    if value not in known:
+        raise ValueError(f'{job.name}: {value!r} is none of {", ".join(known)} and {{structure:N}}')
+    return str(known[value])
 
 
 def _written(value: Any) -> str:

@@ -265,6 +265,13 @@ def test_an_option_that_names_another_run_needs_one(value: str, tmp_path: Path) 
     assert told == ['what it starts from has failed: alone, x, seed 1']
 
 
+def test_an_option_that_names_something_else_of_another_run_is_refused() -> None:
+    source = Run('source', 'x', 'small/dyrep_vgg16-w8_b64_fashion-mnist.py')
+    job, = jobs_of([Run('next', 'x', 'b.py', {'load_from': '{weights}'}, before=source)], 1, ROOT, {})
+    with pytest.raises(ValueError, match="next, x, seed 1: '{weights}' is none of {checkpoint}, {backbone} and"):
+        commands(job, ROOT)
+
+
 def test_the_full_size_is_printed_for_a_cluster(tmp_path: Path, capsys: Any) -> None:
     assert not perform(Request(ROOT, 'table6', work_dir=tmp_path, seeds=2))
     lines = [line for line in capsys.readouterr().out.splitlines() if 'dist_train.sh' in line]
