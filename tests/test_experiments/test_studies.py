@@ -18,8 +18,8 @@ from mmdyrep.experiments.parts import HOOK
 from mmdyrep.experiments.report import markdown, write_report
 from mmdyrep.experiments.results import read_result
 from mmdyrep.experiments.studies import (
+    BATCH,
     BEST,
-    BEST_ONLINE,
     DBB,
     PLAIN,
     RANDOM,
@@ -118,7 +118,7 @@ def test_four_times_as_long_everything_keeps_its_share() -> None:
 def test_random_growth_differs_from_the_recommended_one_in_the_metric_alone() -> None:
     runs = {run.row: merged(run) for run in STUDIES['growth_vgg16'].small}
     assert differing(runs[BEST], runs[RANDOM]) == [HOOK + 'metric']
-    assert differing(runs[BEST], runs[BEST_ONLINE]) == ['model.backbone.online']
+    assert differing(runs[BEST], runs[BATCH]) == ['model.backbone.online']
     assert differing(runs[SEVEN], runs[SEVEN_ONLINE]) == ['model.backbone.online']
     best, = (run for run in STUDIES['growth_vgg16'].small if run.row == BEST)
     # what is recommended is among what was tried
