@@ -194,7 +194,7 @@ def test_every_claim_finds_its_difference(tmp_path: Path) -> None:
         content = json.loads(write_report(tmp_path, name, study, results(name, tuple(
             run.row for run in study.small)), {}, [], 'the command', {})[1].read_text())
         pairs = {entry['row']: entry['pairs'] for entry in content['table']}
-        assert len(study.claims) == 7 and all('low' in pairs[claim.row][claim.reference] for claim in study.claims)
+        assert len(study.claims) == 8 and all('low' in pairs[claim.row][claim.reference] for claim in study.claims)
         assert 'open: fewer' not in (tmp_path / f'{name}.md').read_text()
 
 
