@@ -1,17 +1,22 @@
 """Trainings whose new branches start otherwise (`branch_init`): function kept, EMA's too, resume, two processes."""
 from pathlib import Path
+from typing import Any, Dict
 
 import pytest
+from mmengine.config import Config
 
 from mmdyrep.fileio import read_json
 from mmdyrep.models.finding import find_backbone
 from mmdyrep.reparam import blocks_of
+from tests.configs import CONFIGS
 from tests.dyrep_runs import dyrep_config, trained, updates
 from tests.processes import dist_train, ranks_config, read_ranks
 from tests.resuming import dyrep_config as resumable, killed_and_resumed
 from tests.runs import differences, needs_images
 
 pytestmark = needs_images
+
+RECOMMENDED = Config.fromfile(CONFIGS / '_base_' / 'dyrep_recommended.py')
 
 
 @pytest.mark.parametrize('online', [False, True])
@@ -32,18 +37,20 @@ def test_updates_move_nothing_and_branches_are_of_the_size_of_what_they_took(tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('start', ['split', 'normal'])
-def test_killed_and_resumed_bit_for_bit(tmp_path: Path, start: str) -> None:
+@pytest.mark.parametrize('backbone', [
+    RECOMMENDED.recommended_backbone, dict(branch_init='split'), dict(branch_init='normal')],
+                         ids=['recommended', 'split', 'normal'])
+def test_killed_and_resumed_bit_for_bit(tmp_path: Path, backbone: Dict[str, Any]) -> None:
     cfg = resumable(ema=dict(momentum=0.1))
-    cfg.model.backbone.branch_init = start
+    cfg.model.backbone.update(backbone)
     assert killed_and_resumed(cfg, tmp_path) == []
 
 
 @pytest.mark.slow
-def test_two_processes_hold_the_same_network(tmp_path: Path) -> None:
+def test_two_processes_hold_the_same_network_with_the_recommended_settings(tmp_path: Path) -> None:
     cfg = ranks_config(tmp_path / 'ranks', ema=dict(momentum=0.1))
-    cfg.model.backbone.branch_init = 'split'
-    cfg.default_hooks.dyrep.update(dep=None)
+    cfg.model.backbone.update(RECOMMENDED.recommended_backbone)
+    cfg.default_hooks.dyrep.update({key: RECOMMENDED.recommended_hook[key] for key in ('num_grow', 'metric', 'dep')})
     done = dist_train(cfg, tmp_path / 'run')
     assert done.returncode == 0, done.stdout[-3000:]
     left, right = read_ranks(tmp_path / 'ranks')

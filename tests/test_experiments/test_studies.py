@@ -125,6 +125,19 @@ def test_random_growth_differs_from_the_recommended_one_in_the_metric_alone() ->
     assert best.options in [run_of(BEST, 'vgg16', 1, 'dyrep', settings).options for settings in TRIED.values()]
 
 
+def test_the_config_of_the_recommended_settings_is_what_the_studies_run() -> None:
+    best, = (run for run in STUDIES['growth_vgg16'].small if run.row == BEST)
+    plain, = (run for run in STUDIES['growth_vgg16'].small if run.row == PLAIN)
+    # but for the length of the training and the loaders, which are the plain run's too
+    cfg = read('small/dyrep_vgg16-w8-recommended_b64_fashion-mnist.py')
+    cfg.merge_from_dict(dict(plain.options))
+    assert [key for key in differing(merged(best), cfg) if not key.startswith('recommended_')] == []
+    # for 120 epochs there are as many updates, and they have the same share of the training
+    long, short = read('_base_/dyrep_recommended.py').recommended_hook, cfg.default_hooks.dyrep
+    assert long.end // long.interval == short.end // short.interval
+    assert long.end / 120 == pytest.approx(short.end / 15)
+
+
 def test_each_thing_tried_differs_from_the_lead() -> None:
     lead, *others = TRIED.values()
     assert len(TRIED) == 8
