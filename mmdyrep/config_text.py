@@ -6,6 +6,11 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from mmengine.utils import get_installed_path
 
+# as configs/_base_/dyrep_recommended.py, whose reasons stand there
+RECOMMENDED_HOOK: Dict[str, Any] = dict(num_grow=2, metric='snip_bn', dep=None)
+RECOMMENDED_BACKBONE: Dict[str, Any] = dict(branch_init='split', online=True)
+RECOMMENDED_UPDATES = 4
+
 
 @dataclass
 class Plan:
@@ -24,6 +29,7 @@ class Plan:
         has_hooks (bool, optional): Whether there are default hooks; None: there is no dict of this name.
         has_random_state (bool): Whether RandomStateHook is there already.
         input_shape (tuple, optional): (H, W) or (C, H, W) for the probe.
+        recommended (bool): This package's settings instead of the paper's.
     """
     source: str
     out: Path
@@ -37,19 +43,26 @@ class Plan:
     has_hooks: Optional[bool]
     has_random_state: bool
     input_shape: Optional[Tuple[int, ...]] = None
+    recommended: bool = False
 
     @property
     def hooks(self) -> List[Tuple[str, str, str]]:
         """Key, class and further arguments of the hooks to add."""
-        found = [(self.dyrep_key, 'DyRepHook', f', interval={self.interval}, by_epoch={self.by_epoch}')]
+        settings = dict(interval=self.interval, by_epoch=self.by_epoch)
+        if self.recommended:
+            settings.update(end=RECOMMENDED_UPDATES * self.interval, **RECOMMENDED_HOOK)
+        found = [(self.dyrep_key, 'DyRepHook', _arguments(settings))]
         return found if self.has_random_state else [*found, (self.random_state_key, 'RandomStateHook', '')]
 
     @property
     def options(self) -> str:
         """Further arguments of DyRepBackbone."""
-        space = self.space if isinstance(self.space, str) else list(self.space)
-        shape = '' if self.input_shape is None else f', input_shape={tuple(self.input_shape)!r}'
-        return ('' if space == 'dyrep' else f', space={space!r}') + shape
+        settings: Dict[str, Any] = {}
+        if self.space != 'dyrep':
+            settings['space'] = self.space if isinstance(self.space, str) else list(self.space)
+        if self.input_shape is not None:
+            settings['input_shape'] = tuple(self.input_shape)
+        return _arguments({**settings, **(RECOMMENDED_BACKBONE if self.recommended else {})})
 
     @property
     def title(self) -> str:
@@ -84,6 +97,10 @@ def new_style(plan: Plan) -> str:
             f'with read_base():\n    from {_module(plan)} import *  # noqa: F401, F403\n\n'
             f'{backbone} = dict(type=DyRepBackbone, backbone={backbone}{plan.options})  # noqa: F405\n'
             f'{call}(  # noqa: F405\n    {_lines(hooks)})\n')
+
+
+def _arguments(settings: Dict[str, Any]) -> str:
+    return ''.join(f', {key}={value!r}' for key, value in settings.items())
 
 
 def _lines(arguments: Sequence[str]) -> str:

@@ -17,14 +17,17 @@ from mmdyrep.models import DyRepBackbone
 from mmdyrep.models.building import build_model
 from mmdyrep.models.finding import find_backbone
 
-from .config_text import Plan, new_style, old_style
+from .config_text import RECOMMENDED_UPDATES, Plan, new_style, old_style
 
 # updates in a training, if no interval is given: the paper's t = 5 for 120 epochs and t = 10 for 300
 UPDATES = 24
+# share of the training in which all updates lie with this package's own settings, as in its studies
+EARLY = 4 / 15
 
 
 def wrap_config(source: str, out: PathLike, space: Union[str, Sequence[str]] = 'dyrep',
-                interval: Optional[int] = None, input_shape: Optional[Sequence[int]] = None) -> Plan:
+                interval: Optional[int] = None, input_shape: Optional[Sequence[int]] = None,
+                recommended: bool = False) -> Plan:
     """Write a config that inherits from another one and trains it with DyRep.
 
     Args:
@@ -35,6 +38,8 @@ def wrap_config(source: str, out: PathLike, space: Union[str, Sequence[str]] = '
             training, rounded to one digit.
         input_shape (Sequence[int], optional): H, W or C, H, W of the images, for backbones that take one size only.
             Defaults to the crop of the training pipeline where the usual sizes do not fit.
+        recommended (bool): The settings of this package's own studies instead of the paper's: four updates, by default
+            in the first 4/15 of the training. Defaults to False.
 
     Returns:
         Plan: What has been written.
@@ -51,7 +56,7 @@ def wrap_config(source: str, out: PathLike, space: Union[str, Sequence[str]] = '
     cfg = _read(source)
     place = _place_of_backbone(cfg, source)
     _check_hooks(cfg, source)
-    by_epoch, interval = _schedule(cfg, source, interval)
+    by_epoch, interval = _schedule(cfg, source, interval, recommended)
     # by a name, too, it may be one of the newer style
     lazy = Config._is_lazy_import(cfg.filename)
     plan = Plan(
@@ -59,7 +64,7 @@ def wrap_config(source: str, out: PathLike, space: Union[str, Sequence[str]] = '
         interval=interval, imports=_imports(cfg), dyrep_key=_key(cfg, 'dyrep'),
         random_state_key=_key(cfg, 'random_state'), has_hooks=_has_hooks(cfg),
         has_random_state=any(is_type(hook, RandomStateHook) for hook in _hooks(cfg)),
-        input_shape=tuple(input_shape) if input_shape else None)
+        input_shape=tuple(input_shape) if input_shape else None, recommended=recommended)
     try:
         _write(plan, lazy, cfg)
     except NotProbed as error:
@@ -161,7 +166,7 @@ def _imports(cfg: Config) -> Dict[str, Any]:
     return new if 'allow_failed_imports' in old else {**new, 'allow_failed_imports': False}
 
 
-def _schedule(cfg: Config, source: str, interval: Optional[int]) -> Tuple[bool, int]:
+def _schedule(cfg: Config, source: str, interval: Optional[int], recommended: bool) -> Tuple[bool, int]:
     """How the training loop counts, and t."""
     loop = cfg.get('train_cfg')
     if not isinstance(loop, dict):
@@ -178,7 +183,8 @@ def _schedule(cfg: Config, source: str, interval: Optional[int]) -> Tuple[bool, 
         raise ValueError(f'{source} does not say in its train_cfg how it counts; it needs by_epoch or type')
     total = loop.get('max_epochs' if by_epoch else 'max_iters')
     if interval is None:
-        interval = _rounded(total / UPDATES) if total else 1
+        share = EARLY / RECOMMENDED_UPDATES if recommended else 1 / UPDATES
+        interval = _rounded(total * share) if total else 1
     if not isinstance(interval, int) or interval < 1 or total and interval > total:
         raise ValueError(f'the interval is a number of {"epochs" if by_epoch else "iterations"} from 1 to the '
                          f'{total} of the training, got {interval}')

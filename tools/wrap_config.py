@@ -16,6 +16,9 @@ def parse_args() -> argparse.Namespace:
                         help='epochs (or iterations, as the training counts) between updates; default: a 24th of all')
     parser.add_argument('--input-shape', nargs='+', type=int, metavar='N',
                         help='H W or C H W of the images, for a backbone that takes one size only')
+    parser.add_argument('--recommended', action='store_true',
+                        help="settings of this package's own studies (docs/results.md) instead of the paper's; the "
+                        'interval is then a 15th of the training, and there are four updates')
     return parser.parse_args()
 
 
@@ -23,7 +26,7 @@ def main() -> None:
     args = parse_args()
     with fail_readably():
         plan = wrap_config(args.config, args.out, args.space[0] if len(args.space) == 1 else args.space,
-                           args.interval, args.input_shape)
+                           args.interval, args.input_shape, args.recommended)
     print(f'written: {plan.out}, which inherits from {plan.source}; an update every {plan.interval} '
           f'{"epochs" if plan.by_epoch else "iterations"}')
 

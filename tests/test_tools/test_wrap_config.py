@@ -1,4 +1,5 @@
 """tools/wrap_config.py: what it writes trains the same thing with DyRep, or nothing is written."""
+import inspect
 import os
 import re
 from pathlib import Path
@@ -102,6 +103,27 @@ def test_configs_of_the_libraries(source, tmp_path):
     assert isinstance(hook, DyRepHook) and (hook.by_epoch, hook.interval) == LIBRARY[source]
     assert isinstance(HOOKS.build(cfg.default_hooks.random_state), RandomStateHook)
     assert os.listdir(plan.out.parent) == ['out.py'] or os.listdir(plan.out.parent) == ['out.py', '__pycache__']
+
+
+@pytest.mark.parametrize(('source', 'by_epoch', 'interval'), [
+    ('mmpretrain::resnet/resnet50_8xb32_in1k.py', True, 7), ('new', True, 1),
+    ('mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py', False, 3000)])
+def test_recommended_settings_are_those_of_the_base_config_early_in_the_training(source, by_epoch, interval, tmp_path):
+    if source == 'new':
+        source = tmp_path / 'new_style.py'
+        source.write_text(NEW_STYLE)
+        (tmp_path / 'runtime.py').write_text(RUNTIME)
+        (tmp_path / '__init__.py').touch()
+    plan = wrap_config(str(source), tmp_path / 'out.py', recommended=True)
+    cfg, base = Config.fromfile(plan.out), Config.fromfile(ROOT / 'configs' / '_base_' / 'dyrep_recommended.py')
+    hook, backbone = cfg.default_hooks.dyrep.to_dict(), cfg.model.backbone.to_dict()
+    expected = dict(base.recommended_hook, interval=interval, end=4 * interval, by_epoch=by_epoch)
+    # which of it the hook has by itself
+    assert expected.pop('calibration_batches') == inspect.signature(DyRepHook).parameters['calibration_batches'].default
+    assert hook.pop('type').split('.')[-1] == expected.pop('type') and hook == expected
+    assert {key: backbone[key] for key in base.recommended_backbone} == base.recommended_backbone
+    _, found = find_backbone(build_model(cfg))
+    assert found.online and found.candidates()
 
 
 @needs_images
