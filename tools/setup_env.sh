@@ -187,6 +187,14 @@ install_mmcv() {
 
 # ---------------------------------------------------------------------------- all of it
 
+# uv leaves bytecode to the first import; where that must not write it, each process would compile all anew, for 5 s
+compile_bytecode() {
+    [ -n "${PYTHONDONTWRITEBYTECODE:-}" ] || return 0
+    # some packages bring files that are no Python of this version
+    step 'bytecode, which Python is not to write itself (PYTHONDONTWRITEBYTECODE)' sh -c \
+        "'$VENV/bin/python' -m compileall -q -j 0 '$VENV/lib' || true"
+}
+
 choose() {
     local had
     had="$(cut -d' ' -f1 "$VENV/.ready" 2>/dev/null || true)"
@@ -246,11 +254,7 @@ main() {
     step 'mmdyrep itself' pip install --no-build-isolation --no-deps -e "$ROOT" || fail "see $LOG"
     "$VENV/bin/python" -c "import $modules" >>"$LOG" 2>&1 ||
         fail "the installed packages do not import (see the end of $LOG). Remove $VENV and run this again."
-    if [ -n "${PYTHONDONTWRITEBYTECODE:-}" ]; then
-        # uv leaves bytecode to the first import, which must not write it here: each process would compile all anew, 5 s
-        step 'bytecode, which Python is not to write itself (PYTHONDONTWRITEBYTECODE)' sh -c \
-            "'$VENV/bin/python' -m compileall -q -j 0 '$VENV/lib' || true"
-    fi
+    compile_bytecode
     stamp_of "$STACK" >"$VENV/.ready"
     say "ready after $((SECONDS - begin))s, $(du -sh "$VENV" | cut -f1)B"
 }

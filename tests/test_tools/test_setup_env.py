@@ -82,6 +82,27 @@ def test_a_link_to_another_environment_is_left_as_it_is(checkout):
     assert list((checkout / 'elsewhere').iterdir()) == []
 
 
+def instead_of_main(checkout: Path, text: str) -> None:
+    script = (checkout / 'tools' / 'setup_env.sh').read_text()
+    assert script.rstrip().endswith('\nmain')
+    (checkout / 'tools' / 'setup_env.sh').write_text(script.rstrip().removesuffix('main') + text)
+
+
+@pytest.mark.parametrize('forbidden', ['1', ''])
+def test_bytecode_is_there_where_python_is_not_to_write_it(checkout, forbidden):
+    for name in ('bin', 'lib'):
+        (checkout / '.venv' / name).mkdir(parents=True)
+    (checkout / '.venv' / 'bin' / 'python').write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (checkout / '.venv' / 'bin' / 'python').chmod(0o755)
+    (checkout / '.venv' / 'lib' / 'good.py').write_text('x = 1\n')
+    (checkout / '.venv' / 'lib' / 'other_version.py').write_text('print 1\n')
+    instead_of_main(checkout, ': >"$LOG"; compile_bytecode; say next')
+    done = call(checkout, PYTHONDONTWRITEBYTECODE=forbidden)
+    assert done.returncode == 0 and done.stdout.endswith('[setup] next\n'), done.stderr
+    found = [path.name.split('.')[0] for path in (checkout / '.venv' / 'lib').glob('__pycache__/*.pyc')]
+    assert found == (['good'] if forbidden else [])
+
+
 FAKE_UV = """#!/bin/sh
 echo "links=$UV_FIND_LINKS|index=$UV_DEFAULT_INDEX"
 exit $UV_RESULT
@@ -99,10 +120,7 @@ def test_uv_hears_of_the_folders_of_pip_and_where_it_fails_pip_is_asked(checkout
     (checkout / '.venv' / 'bin' / 'python').write_text('#!/bin/sh\necho "asked: $*"\n')
     for name in ('uv', 'python'):
         (checkout / '.venv' / 'bin' / name).chmod(0o755)
-    script = (checkout / 'tools' / 'setup_env.sh').read_text()
-    assert script.rstrip().endswith('\nmain')
-    calling = script.rstrip().removesuffix('main') + 'UV="$VENV/bin/uv" INDEX=here; install six'
-    (checkout / 'tools' / 'setup_env.sh').write_text(calling)
+    instead_of_main(checkout, 'UV="$VENV/bin/uv" INDEX=here; install six')
     done = call(checkout, PIP_FIND_LINKS=given.format(checkout), UV_RESULT=str(result), UV_FIND_LINKS='',
                 UV_DEFAULT_INDEX='')
     assert done.returncode == 0, done.stderr
