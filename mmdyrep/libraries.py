@@ -16,9 +16,10 @@ LIBRARIES: Dict[str, Tuple[str, Optional[str], Tuple[str, ...]]] = {
     'mmdet': ('3.3', '4.0', ('mmdet', 'onedl-mmdetection')),
     'mmseg': ('1.2.2', '2.0', ('mmsegmentation', 'onedl-mmsegmentation')),
 }
-INSTALL = ('Today\'s PyTorch: pip install "mmdyrep[maintained]"; or one family into an environment of your own, either '
-           'mmengine and mmpretrain, mmdet, mmsegmentation, or their maintained continuation onedl-mmengine and '
-           'onedl-mmpretrain, onedl-mmdetection, onedl-mmsegmentation, never both')
+INSTALL = ('In a clone: STACK=original or STACK=maintained bash tools/setup_env.sh. Into an environment of your own '
+           'one family, either mmengine and mmpretrain, mmdet, mmsegmentation, or, for today\'s PyTorch, their '
+           'maintained continuation onedl-mmengine and onedl-mmpretrain, onedl-mmdetection, onedl-mmsegmentation '
+           '(of a clone: pip install ".[maintained]"), never both')
 
 
 def is_there(module: str) -> bool:
@@ -106,6 +107,7 @@ def name_configs() -> None:
             except PackageNotFoundError:
                 MODULE2PACKAGE[module] = module
     _leave_scope_alone()
+    _install_nothing()
 
 
 def _leave_scope_alone() -> None:
@@ -119,3 +121,19 @@ def _leave_scope_alone() -> None:
 
     if find.__module__ != __name__:
         Config._get_cfg_path = staticmethod(found)
+
+
+def _install_nothing() -> None:
+    """The name of a config in a library that is not installed is an error in ``get_config``, as it is in ``_base_``.
+
+    mmengine's hub would run pip there, and put what it finds over a set of versions that works.
+    """
+    from mmengine.hub import hub
+    from mmengine.utils import is_installed
+
+    def check(package: str) -> None:
+        if not is_installed(package):
+            raise ModuleNotFoundError(f'{package} is not installed (the light set of versions is for classification '
+                                      f'alone), and nothing is installed unasked. {INSTALL}')
+
+    hub.install_package = check

@@ -53,7 +53,7 @@ def test_all_that_does_not_fit_is_in_one_message(distributions, found, said):
     distributions.update(found)
     with pytest.raises(ImportError) as error:
         libraries.check_libraries()
-    assert all(line in str(error.value) for line in said) and 'pip install "mmdyrep[maintained]"' in str(error.value)
+    assert all(line in str(error.value) for line in said) and 'pip install ".[maintained]"' in str(error.value)
     assert str(error.value).count('is needed') == len(said)
 
 
@@ -122,3 +122,12 @@ def test_a_library_under_another_distribution_name_is_found_by_its_module(distri
     distributions['mmsegmentation'] = '1.2.2'
     libraries.name_configs()
     assert MODULE2PACKAGE['mmseg'] == 'mmsegmentation'
+
+
+def test_a_config_of_a_library_that_is_not_there_is_an_error_and_installs_nothing(monkeypatch):
+    started = []
+    monkeypatch.setattr(subprocess, 'check_call', started.append)
+    monkeypatch.setitem(MODULE2PACKAGE, 'mmdet', 'mm-of-another-name')
+    with pytest.raises(ModuleNotFoundError, match='mm-of-another-name is not installed .*STACK=maintained bash tools/'):
+        get_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+    assert not started

@@ -1,4 +1,5 @@
 """The pages of the site: their code runs as printed, one block after the other."""
+import inspect
 import os
 import re
 import shlex
@@ -29,6 +30,11 @@ def blocks(page: Path):
 def test_blocks_of_other_languages_are_few():
     kinds = {kind for page in PAGES for kind in re.findall(r'^```(\w[\w-]*)$', page.read_text(), flags=re.MULTILINE)}
     assert kinds <= {'bash', 'python', 'sh'}
+
+
+def test_the_signature_on_the_reference_page_is_that_of_the_code():
+    page = (ROOT / 'docs' / 'notes' / 'api.md').read_text()
+    assert f'mmdyrep.DyRepBackbone{inspect.signature(DyRepBackbone._make)}\n' in page
 
 
 def run(line: str, folder: Path) -> None:
