@@ -5,7 +5,14 @@
 from importlib import import_module
 from typing import Any
 
-from .libraries import check_libraries, is_there, missing, name_configs, naming_the_library
+from .libraries import (
+    check_libraries,
+    is_there,
+    missing,
+    name_configs,
+    naming_the_library,
+    without_lite_warnings,
+)
 from .version import __version__, version_info
 
 __all__ = ['DyRepBackbone', 'DyRepHook', 'RandomStateHook', 'RepNASHook', '__version__', 'version_info']
@@ -18,8 +25,9 @@ if is_there('mmengine'):
     if is_there('mmpretrain'):
         with naming_the_library('mmpretrain'):
             import_module('mmpretrain')
-        import_module('mmdyrep.models.repvgg_plain')
-        import_module('mmdyrep.models.vgg_cifar')
+        with without_lite_warnings():
+            import_module('mmdyrep.models.repvgg_plain')
+            import_module('mmdyrep.models.vgg_cifar')
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Dict, Iterator, Optional
@@ -12,6 +13,9 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import MODEL_WRAPPERS
 from torch.nn.parallel import DistributedDataParallel
+
+# mmengine looks for configs by name with it; the sets of versions and setup.py hold setuptools back, as this asks for
+warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
 
 
 def read_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:

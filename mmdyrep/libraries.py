@@ -90,6 +90,14 @@ def naming_the_library(module: str) -> Iterator[None]:
                           ) from error
 
 
+@contextmanager
+def without_lite_warnings() -> Iterator[None]:
+    """Don't warn of an operator that mmcv-lite leaves out, which no classifier here needs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
+        yield
+
+
 def name_configs() -> None:
     """Let ``mmdyrep::...`` and ``mmseg::...`` be found as ``_base_``.
 

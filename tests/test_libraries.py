@@ -115,6 +115,7 @@ def test_configs_of_this_package_are_found_by_name(tmp_path, name):
 def test_a_library_under_another_distribution_name_is_found_by_its_module(distributions, monkeypatch):
     monkeypatch.setitem(MODULE2PACKAGE, 'mmseg', 'mmsegmentation')
     monkeypatch.setitem(MODULE2PACKAGE, 'mmaction', 'mmaction2')  # not installed: left as it is
+    monkeypatch.setattr(libraries, 'is_there', lambda module: module == 'mmseg')  # in the light set, too
     distributions['onedl-mmsegmentation'] = '1.4.2'
     libraries.name_configs()
     assert MODULE2PACKAGE['mmseg'] == 'mmseg' and MODULE2PACKAGE['mmaction'] == 'mmaction2'
@@ -131,3 +132,10 @@ def test_a_config_of_a_library_that_is_not_there_is_an_error_and_installs_nothin
     with pytest.raises(ModuleNotFoundError, match='mm-of-another-name is not installed .*STACK=maintained bash tools/'):
         get_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
     assert not started
+
+
+def test_tools_print_no_warnings_of_other_packages():
+    """In any set: of operators that mmcv-lite leaves out, of pkg_resources, which mmengine uses."""
+    done = subprocess.run([sys.executable, ROOT / 'tools' / 'wrap_config.py', 'mmpretrain::resnet/no.py', 'out.py'],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert re.match(r'FileNotFoundError: .*no\.py', done.stderr) and 'Warning' not in done.stderr, done.stderr
