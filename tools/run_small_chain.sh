@@ -89,6 +89,11 @@ fi
 
 if [ -z "${PYTHON_OF_CHAIN:-}" ]; then
     bash tools/setup_env.sh
+    "$PYTHON" -c 'from importlib.util import find_spec as find; raise SystemExit(not (find("mmdet") and find("mmseg")))' || {
+        say "FAILED: mmdet and mmseg are not in .venv, which has the light set of versions. STACK=maintained bash $0
+    (or STACK=original, on Python 3.10 and 3.11) makes it anew with them and goes on" >&2
+        exit 1
+    }
     bash tools/get_fashion_mnist.sh
 fi
 # nproc takes OMP_NUM_THREADS for the number of cores

@@ -52,6 +52,18 @@ class Chain:
         return {call[1]: place for place, call in enumerate(self.calls()) if call[0] == f'tools/{tool}.py'}
 
 
+def test_the_light_set_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    for name, text in (('tools/setup_env.sh', 'exit 0'), ('.venv/bin/python', '#!/bin/sh\nexit 1'),
+                       ('tools/run_small_chain.sh', SCRIPT.read_text())):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    variables = {name: value for name, value in os.environ.items() if name != 'PYTHON_OF_CHAIN'}
+    done = subprocess.run(['bash', tmp_path / 'tools' / 'run_small_chain.sh'], capture_output=True, text=True,
+                          env=variables)
+    assert done.returncode == 1 and 'STACK=maintained bash' in done.stderr and not (tmp_path / 'work_dirs').exists()
+
+
 def test_order_of_the_steps_and_nothing_twice(tmp_path: Path) -> None:
     chain = Chain(tmp_path)
     done = chain(DETECT='train_cfg.max_epochs=1 a.b=2', SCENES='--train 3', JOBS='3')
