@@ -43,7 +43,7 @@ def test_the_structure_of_the_run_with_dyrep_over_its_epochs(runs):
     bars = sorted((round(bar.get_y() + bar.get_height() / 2), bar.get_x(), bar.get_width()) for bar in axes.patches)
     assert bars == [(0, 2, 4), (0, 6, 2), (1, 4, 4), (2, 6, 2)]
     assert [text.get_text() for text in axes.texts] == ['4', '2', '2', '2']
-    crosses = [tuple(map(float, line.get_data())) for line in axes.lines if line.get_marker() == 'X']
+    crosses = [tuple(float(value[0]) for value in line.get_data()) for line in axes.lines if line.get_marker() == 'X']
     assert crosses == [(6.0, 0.0)], 'cut after epoch 6'
     assert len(axes.get_legend().get_texts()) == 3
 

@@ -104,7 +104,7 @@ def test_the_network_has_a_row_per_op_with_what_is_nested_waiting_and_removed(ch
     assert sum(isinstance(patch, Rectangle) for patch in table.patches) == 3 + 4 + 2
     assert sorted(text.get_text() for text in table.texts) == ['0.010', '0.010', '0.010', '0.050', '0.25', '0.50']
     crosses = [line for line in table.lines if line.get_marker() == 'x']
-    assert [tuple(map(float, line.get_data())) for line in crosses] == [(1.5, 3.5)], 'at deep, 1x1'
+    assert [tuple(float(value[0]) for value in line.get_data()) for line in crosses] == [(1.5, 3.5)], 'at deep, 1x1'
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         'original', 'removed', 'empty row: candidate, not expanded']
     assert 'mean |γ|' in bar.get_title(loc='left')
