@@ -16,7 +16,8 @@ torch.set_num_threads(1)
 # what is said where a library of detection or segmentation, or mmcv's operators, are not in the set of versions
 ABSENT = {
     name: re.compile(rf"No module named '{module}|{distribution} is not installed|"
-                     rf"(The '{distribution}' distribution was not found|PackageNotFoundError.*{distribution})")
+                     rf"(The '{distribution}' distribution was not found|PackageNotFoundError.*{distribution})|"
+                     rf"{module}\.\w+ is not in the|registry with scope \"{module}\"")
     for name, module, distribution in (('mmdet', 'mmdet', 'mmdet'), ('mmseg', 'mmseg', 'mmsegmentation'),
                                        ('mmcv.ops', r'mmcv\._ext', 'mmcv'))
     if find_spec(module.replace('\\', '').split('.')[0]) is None or (
@@ -31,8 +32,10 @@ def pytest_runtest_setup() -> None:
 def _skip_what_does_not_apply(report: Any, path: str, line: int) -> None:
     """In the light set of versions, what fails for want of a library is skipped with that reason."""
     if report.failed:
+        # mmengine's registries only log it
+        text = '\n'.join([str(report.longrepr), *(content for _, content in report.sections)])
         for name, said in ABSENT.items():
-            if said.search(str(report.longrepr)):
+            if said.search(text):
                 report.outcome = 'skipped'
                 report.longrepr = (path, line, f'Skipped: {name} is not installed, as in the light set of versions')
                 break
