@@ -51,3 +51,4 @@ say 'plotting'
 quiet plot "$PYTHON" tools/analysis_tools/plot_history.py "$RUN" "$RUN/history.png"
 quiet plot-structure "$PYTHON" tools/analysis_tools/plot_structure.py "$CHECKPOINT" "$RUN/structure.png"
 "$PYTHON" -W ignore tools/analysis_tools/report_run.py "$RUN"
+say 'for the commands of README and docs: source .venv/bin/activate'

@@ -38,7 +38,8 @@ def plot_network(structure: Structure) -> Figure:
     title = f'Structure of {structure.source}'
     nested = sum(1 for name in structure.ops if depth_of(name))
     subtitle = (f'{_number(len(structure.ops) - nested, "op")} expanded'
-                + (f' and {nested} nested' if nested else '') + f', {_number(added, "branch", "branches")} added')
+                + (f' and {nested} nested' if nested else '')
+                + f', {_number(added, "branch", "branches")} beside the originals')
     left = 0.25 + max(drawing.text_width(label, 8.5) for label in labels)
     body = CELL * len(columns), ROW * len(rows)
     needed = max(drawing.text_width(title, 11, weight='bold'), drawing.text_width(subtitle, 9), 5.2)

@@ -58,7 +58,7 @@ def report(folder: PathLike, augmented: PathLike, plain: PathLike, fused: PathLi
 def _shape(ops: Mapping[str, Sequence[str]]) -> str:
     nested = sum(1 for name in ops if depth_of(name))
     return (f'{len(ops) - nested} ops of the plain network expanded, {nested} nested in them, '
-            f'{sum(len(branches) - 1 for branches in ops.values())} branches added in all')
+            f'{sum(len(branches) - 1 for branches in ops.values())} branches beside the originals')
 
 
 def _growth(history: History) -> str:

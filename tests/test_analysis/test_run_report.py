@@ -39,7 +39,7 @@ def test_newest_tests_growth_and_costs_are_reported(run):
     assert lines['MACs'].startswith(
         '1.001 k plain, 2.001 k on average in training, 3.001 k at most, 2.001 k at the end')
     assert lines['structure at the end'] == ('1 ops of the plain network expanded, 1 nested in them, '
-                                             '3 branches added in all')
+                                             '3 branches beside the originals')
 
 
 def test_missing_test_is_an_error_that_says_what_to_run(run):

@@ -87,7 +87,7 @@ def test_complexity_refuses_a_structure_of_another_network_and_writes_nothing(wo
 def test_structures_of_a_checkpoint_and_of_json_are_drawn(work, tmp_path):
     checkpoint, structure = work / 'run' / 'epoch_3.pth', work / 'run' / 'dyrep' / 'structure_3.json'
     op = next(iter(json.loads(structure.read_text())['ops']))
-    run(TOOLS / 'plot_structure.py', checkpoint, tmp_path / 'network.png')
+    assert 'network.png' in run(TOOLS / 'plot_structure.py', checkpoint, tmp_path / 'network.png')
     assert cv2.imread(str(tmp_path / 'network.png')).shape[1] > 600
     run(TOOLS / 'plot_structure.py', structure, tmp_path / 'block.svg', '--op', op)
     text = (tmp_path / 'block.svg').read_text()
@@ -109,7 +109,7 @@ def test_structure_plots_refuse_what_can_not_be_drawn_and_write_nothing(work, tm
 def test_the_history_of_a_resumed_run_is_drawn(work, tmp_path):
     out = tmp_path / 'h.svg'
     assert len(list((work / 'run').glob('*/vis_data/scalars.json'))) == 2
-    assert run(TOOLS / 'plot_history.py', work / 'run', out) == ''
+    assert run(TOOLS / 'plot_history.py', work / 'run', out) == f'written: {out}\n'
     text = out.read_text()
     for words in ('Validation: accuracy/top1', 'Training loss, mean of each epoch', 'Last accuracy/top1 against cost',
                   'Structure over time: run'):

@@ -23,6 +23,7 @@ def main() -> None:
         metric = pick_metric(runs, args.metric)
         costs, unknown = all_costs(runs)
         drawing.save(plot_history(runs, metric, costs), args.out)
+    print(f'written: {args.out}')
     for label, reason in unknown.items():
         print(f'{label}: cost not known, left out of the third panel: {reason}')
 

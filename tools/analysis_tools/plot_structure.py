@@ -23,6 +23,7 @@ def main() -> None:
         structure = read_structure(args.file)
         figure = plot_network(structure) if args.op is None else plot_block(structure, args.op)
         drawing.save(figure, args.out)
+    print(f'written: {args.out}')
 
 
 if __name__ == '__main__':
