@@ -27,8 +27,9 @@ def main() -> None:
     with fail_readably():
         plan = wrap_config(args.config, args.out, args.space[0] if len(args.space) == 1 else args.space,
                            args.interval, args.input_shape, args.recommended)
-    print(f'written: {plan.out}, which inherits from {plan.source}; an update every {plan.interval} '
-          f'{"epochs" if plan.by_epoch else "iterations"}')
+    unit = 'epoch' if plan.by_epoch else 'iteration'
+    print(f'written: {plan.out}, which inherits from {plan.source}; an update every '
+          + (unit if plan.interval == 1 else f'{plan.interval} {unit}s'))
 
 
 if __name__ == '__main__':
