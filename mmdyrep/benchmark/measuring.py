@@ -1,5 +1,6 @@
 """Times of several things side by side, bytes kept for backward, peak memory."""
 import time
+from operator import methodcaller
 from statistics import median
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, TypeVar
 
@@ -76,11 +77,12 @@ def peak_bytes(run: Run, standing: int, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     with torch.autograd.profiler.profile(profile_memory=True) as profiler:
         run()
-    changes = [(event.start_us(), event.nbytes()) for event in profiler.kineto_results.events()
-               if event.name() == '[memory]']
+    events = [event for event in profiler.kineto_results.events() if event.name() == '[memory]']
+    # torch 2.1 counts in microseconds, today's in nanoseconds
+    start = 'start_ns' if events and hasattr(events[0], 'start_ns') else 'start_us'
     now = most = 0
-    for _, change in sorted(changes, key=lambda item: item[0]):
-        now += change
+    for event in sorted(events, key=methodcaller(start)):
+        now += event.nbytes()
         most = max(most, now)
     return standing + most
 
