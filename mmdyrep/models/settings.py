@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmdyrep import reparam
+from mmdyrep.libraries import INSTALL, LIBRARIES, is_there
 
 from .norms import check_norm, warn_if_unlike
 
@@ -99,6 +100,10 @@ def build(backbone: Union[Mapping, nn.Module]) -> nn.Module:
         kind: Any = backbone.get('type')
         if not str(error.args[0]).startswith(f'{kind} is not in the '):
             raise  # something within the backbone
+        library = kind.split('.')[0]
+        if '.' in kind and library in LIBRARIES and not is_there(library):
+            raise KeyError(f'backbone type {kind!r} is of a library that is missing: {library} is not installed. '
+                           f'{INSTALL}') from error
         raise KeyError(f'backbone type {kind!r} is not in the registry of the current scope. Name its library, as in '
                        f"type='mmdet.{kind.split('.')[-1]}', or set default_scope in the config. ({error})") from error
 

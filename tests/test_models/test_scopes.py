@@ -9,6 +9,7 @@ from mmseg.models import ResNet as SegResNet
 from mmseg.registry import MODELS as SEG
 
 from mmdyrep import DyRepBackbone
+from mmdyrep.models import settings
 
 from ..backbones import classifier
 
@@ -55,3 +56,9 @@ def test_inside_a_classifier():
     model = classifier()
     assert isinstance(model, ImageClassifier) and isinstance(model.backbone, DyRepBackbone)
     assert 'backbone.layer1.0.conv1.weight' in model.state_dict()
+
+
+def test_a_type_of_a_library_that_is_missing_says_so(monkeypatch):
+    monkeypatch.setattr(settings, 'is_there', lambda module: module != 'mmdet')
+    with pytest.raises(KeyError, match='NoSuchNet.* is of a library that is missing: mmdet is not installed'):
+        DyRepBackbone(dict(type='mmdet.NoSuchNet'))
