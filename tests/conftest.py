@@ -16,7 +16,8 @@ torch.set_num_threads(1)
 # what is said where a library of detection or segmentation, or mmcv's operators, are not in the set of versions
 ABSENT = {
     name: re.compile(rf"No module named '{module}|({distribution}|{module}) is not installed|"
-                     rf"(The '{distribution}' distribution was not found|PackageNotFoundError.*{distribution})")
+                     rf"(The '{distribution}' distribution was not found|PackageNotFoundError.*{distribution})|"
+                     rf"{module}\.\w+ is not in the")
     for name, module, distribution in (('mmdet', 'mmdet', 'mmdet'), ('mmseg', 'mmseg', 'mmsegmentation'),
                                        ('mmcv.ops', r'mmcv\._ext', 'mmcv'))
     if find_spec(module.replace('\\', '').split('.')[0]) is None or (
