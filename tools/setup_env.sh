@@ -257,6 +257,7 @@ main() {
     compile_bytecode
     stamp_of "$STACK" >"$VENV/.ready"
     say "ready after $((SECONDS - begin))s, $(du -sh "$VENV" | cut -f1)B"
+    [ "$STACK" != light ] || say 'for classification alone; STACK=maintained has detection and segmentation, too'
 }
 
 main

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from mmdyrep.engine.report import counted
 from mmdyrep.reparam import BRANCHES, depth_of
 from mmdyrep.reparam.structure import root_of
 
@@ -37,9 +38,9 @@ def plot_network(structure: Structure) -> Figure:
     added = sum(len(branches) - 1 for branches in structure.ops.values())
     title = f'Structure of {structure.source}'
     nested = sum(1 for name in structure.ops if depth_of(name))
-    subtitle = (f'{_number(len(structure.ops) - nested, "op")} expanded'
+    subtitle = (f'{counted(len(structure.ops) - nested, "op")} expanded'
                 + (f' and {nested} nested' if nested else '')
-                + f', {_number(added, "branch", "branches")} beside the originals')
+                + f', {counted(added, "branch", "branches")} beside the originals')
     left = 0.25 + max(drawing.text_width(label, 8.5) for label in labels)
     body = CELL * len(columns), ROW * len(rows)
     needed = max(drawing.text_width(title, 11, weight='bold'), drawing.text_width(subtitle, 9), 5.2)
@@ -53,10 +54,6 @@ def plot_network(structure: Structure) -> Figure:
     _table(axes, structure, rows, labels, columns)
     _keys(figure, structure, len(rows) > len(structure.ops))
     return figure
-
-
-def _number(count: int, one: str, many: str = '') -> str:
-    return f'{count} {one if count == 1 else many or one + "s"}'
 
 
 def _rows(structure: Structure) -> List[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from mmdyrep.engine.history import History, read_history
-from mmdyrep.engine.report import human
+from mmdyrep.engine.report import counted, human
 from mmdyrep.fileio import PathLike, read_checkpoint
 from mmdyrep.reparam import depth_of
 
@@ -57,15 +57,16 @@ def report(folder: PathLike, augmented: PathLike, plain: PathLike, fused: PathLi
 
 def _shape(ops: Mapping[str, Sequence[str]]) -> str:
     nested = sum(1 for name in ops if depth_of(name))
-    return (f'{len(ops) - nested} ops of the plain network expanded, {nested} nested in them, '
-            f'{sum(len(branches) - 1 for branches in ops.values())} branches beside the originals')
+    added = sum(len(branches) - 1 for branches in ops.values())
+    return (f'{counted(len(ops) - nested, "op")} of the plain network expanded, {nested} nested in them, '
+            f'{counted(added, "branch", "branches")} beside the originals')
 
 
 def _growth(history: History) -> str:
     grown = sum(len(entry['grown']) for entry in history.updates)
     cut = [len(item['branches']) for entry in history.updates for item in entry['cut']]
-    return (f'{len(history.updates)} updates: {grown} ops expanded, '
-            f'{sum(cut)} branches removed from {len(cut)} blocks')
+    return (f'{counted(len(history.updates), "update")}: {counted(grown, "op")} expanded, '
+            f'{counted(sum(cut), "branch", "branches")} removed from {counted(len(cut), "block")}')
 
 
 def _cost(history: History, start: Mapping[str, Any], kind: str) -> str:

@@ -14,6 +14,11 @@ from .loops import training_length
 from .scoring import frozen
 
 
+def counted(count: int, one: str, many: str = '') -> str:
+    """A number and what it is of: ``1 op``, ``2 ops``."""
+    return f'{count} {one if count == 1 else many or one + "s"}'
+
+
 def human(value: float) -> str:
     """Number with three figures and a unit: 1.81 G."""
     for unit, size in (('G', 1e9), ('M', 1e6), ('k', 1e3)):

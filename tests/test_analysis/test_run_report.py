@@ -34,11 +34,11 @@ def test_newest_tests_growth_and_costs_are_reported(run):
     lines = dict(report(run, run / 'augmented', run / 'plain', run / 'f.pth'))
     assert lines['accuracy/top1'] == '88.12 augmented, 88.50 fused to the plain network'
     assert '2.0e-06' in lines['logits on 9 images']
-    assert lines['growth'] == '2 updates: 2 ops expanded, 2 branches removed from 1 blocks'
+    assert lines['growth'] == '2 updates: 2 ops expanded, 2 branches removed from 1 block'
     # (10 * 1001 + 10 * 3001 + 20 * 2001) / 40
     assert lines['MACs'].startswith(
         '1.001 k plain, 2.001 k on average in training, 3.001 k at most, 2.001 k at the end')
-    assert lines['structure at the end'] == ('1 ops of the plain network expanded, 1 nested in them, '
+    assert lines['structure at the end'] == ('1 op of the plain network expanded, 1 nested in them, '
                                              '3 branches beside the originals')
 
 
