@@ -10,6 +10,7 @@ from .experiment import Experiment
 from .index import EXPERIMENTS
 from .report import markdown, table_of_content
 from .studies import STUDIES, find
+from .study_report import judged
 
 NAMES = (*EXPERIMENTS, *STUDIES)
 _PART = re.compile(r'(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)', re.DOTALL)
@@ -59,8 +60,8 @@ def filled(text: str, folder: Path, way: str = '') -> str:
 
 def part(name: str, folder: Path, way: str = '') -> str:
     """What a page says of an experiment: what has run, the table, the picture."""
-    if name == 'summary':
-        return '\n'.join(_summary(folder)) + '\n'
+    if name in ('summary', 'answer'):
+        return '\n'.join(_summary(folder) if name == 'summary' else _answer(folder)) + '\n'
     path = folder / f'{name}.json'
     experiment = find(name)
     if not path.exists():
@@ -80,6 +81,23 @@ def _summary(folder: Path) -> List[str]:
         seeds = sorted({len(entry['seeds']) for entry in table if 'seeds' in entry})
         lines.append(f'| {experiment.title} | {len(experiment.small)} | {len(table)} | '
                      f'{" to ".join(map(str, sorted({seeds[0], seeds[-1]}))) if seeds else "-"} |')
+    return lines
+
+
+def _answer(folder: Path) -> List[str]:
+    """What the studies say to their claims, all of them together."""
+    lines = ['| study | runs | shown | refuted | open |', '|---|---|---|---|---|']
+    for name, study in STUDIES.items():
+        if not study.claims:
+            continue
+        path = folder / f'{name}.json'
+        table = read_json(path)['table'] if path.exists() else []
+        found: Dict[str, List[str]] = {'yes': [], 'no': [], 'open': []}
+        for item in judged(study, table):
+            found[re.split(r'[:;]', item.verdict)[0]].append(item.claim.text)
+        cells = ['; '.join(found[kind]) or '-' for kind in ('yes', 'no')]
+        lines.append(f'| {study.title.split("? ")[-1]} | {sum(len(entry["seeds"]) for entry in table)} | '
+                     f'{" | ".join(cells)} | {len(found["open"]) if table else "all"} |')
     return lines
 
 

@@ -3,12 +3,14 @@ from typing import Any, Mapping, Sequence, TypedDict
 
 from matplotlib.figure import Figure
 
-from mmdyrep.analysis.drawing import FAINT, GRID, INK, PALETTE, new_figure
+from mmdyrep.analysis.drawing import FAINT, GRID, INK, PALETTE, new_figure, text_width
 
 from .experiment import Study
 from .pictures import MARKERS, dress
 
 Table = Sequence[Mapping[str, Any]]
+# methods of one cost stand beside one another, by so much of the width
+ASIDE = 0.02
 
 
 def draw_study(study: Study, table: Table) -> Figure:
@@ -21,21 +23,28 @@ def draw_study(study: Study, table: Table) -> Figure:
         study (Study): Its first reference is the plain network.
         table (Sequence[Mapping]): With pairs.
     """
-    figure = new_figure(7.5, 3.9)
     plain = study.references[0]
     rows = list(dict.fromkeys(entry['row'] for entry in table))
+    legend = 0.5 + max(text_width(row, 7) for row in rows)
+    figure = new_figure(5.5 + legend, 3.9)
+    width = figure.get_figwidth()
     bases = {entry['column']: entry for entry in table if entry['row'] == plain}
     names = {'executed': 'executed MACs', 'cpu_seconds': 'CPU time'}
-    panels = [figure.add_axes((0.08 + 0.34 * place, 0.13, 0.28, 0.77)) for place in (0, 1)]
+    panels = [figure.add_axes(((0.6 + 2.5 * place) / width, 0.13, 2.1 / width, 0.77)) for place in (0, 1)]
     for axes, (key, name) in zip(panels, names.items()):
         axes.axhline(0, color=FAINT, linewidth=1)
+        costs = [entry[key]['mean'] / bases[entry['column']][key]['mean'] for entry in table
+                 if key in entry and key in bases.get(entry['column'], {})]
+        span = max(costs, default=1.0) - min(costs, default=0.0) or 1.0
         for entry in table:
             base = bases.get(entry['column'], {})
             pair = {'mean': 0.0} if entry['row'] == plain else entry['pairs'].get(plain, {})
             if 'mean' in pair and key in entry and key in base:
                 ends = [[pair['mean'] - pair['low']], [pair['high'] - pair['mean']]] if 'low' in pair else None
-                axes.errorbar(entry[key]['mean'] / base[key]['mean'], pair['mean'], yerr=ends, capsize=3, linewidth=1,
-                              markersize=6, **_style(rows.index(entry['row'])))
+                place = rows.index(entry['row'])
+                aside = (place - (len(rows) - 1) / 2) * ASIDE * span
+                axes.errorbar(entry[key]['mean'] / base[key]['mean'] + aside, pair['mean'], yerr=ends, capsize=2,
+                              linewidth=1, markersize=5, **_style(place))
         dress(axes, f'{name}, times the plain network\'s', f'top-1, points above {plain}' if key == 'executed' else '')
         axes.grid(axis='y', color=GRID, linewidth=0.6)
         axes.margins(0.08, 0.12)

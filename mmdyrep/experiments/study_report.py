@@ -1,5 +1,5 @@
 """The table of a study: accuracies, differences of twins with intervals, costs, and what they decide."""
-from typing import Any, List, Mapping, Optional, Sequence
+from typing import Any, List, Mapping, NamedTuple, Optional, Sequence
 
 from .cells import accuracy, cost, mean
 from .experiment import Claim, Study
@@ -58,15 +58,31 @@ def _alone(table: Sequence[Mapping[str, Any]]) -> List[str]:
 def _verdicts(study: Study, table: Sequence[Mapping[str, Any]]) -> List[str]:
     if not study.claims:
         return []
-    lines = ['', '| claim | difference | time | shown |', '|---|---|---|---|']
+    return ['', '| claim | difference | time | shown |', '|---|---|---|---|', *(
+        f'| {item.claim.text}, {item.column} | {difference(item.pair)} | {f"{item.share:.2f}" if item.share else "-"} '
+        f'| {item.verdict} |' for item in judged(study, table))]
+
+
+class Judged(NamedTuple):
+    """A claim, for one of the trainings, and what the table says to it."""
+
+    claim: Claim
+    column: str
+    pair: Optional[Mapping[str, Any]]
+    share: Optional[float]
+    verdict: str
+
+
+def judged(study: Study, table: Sequence[Mapping[str, Any]]) -> List[Judged]:
+    """What a table says to each claim of its study, training by training."""
+    found = []
     for column in dict.fromkeys(entry['column'] for entry in table):
         for claim in study.claims:
             row, reference = _entry(table, claim.row, column), _entry(table, claim.reference, column)
             pair = row['pairs'].get(claim.reference) if row else None
             share = _share(row, reference)
-            lines.append(f'| {claim.text}, {column} | {difference(pair)} | {f"{share:.2f}" if share else "-"} | '
-                         f'{verdict(claim, pair, share)} |')
-    return lines
+            found.append(Judged(claim, column, pair, share, verdict(claim, pair, share)))
+    return found
 
 
 def verdict(claim: Claim, pair: Optional[Mapping[str, Any]], share: Optional[float]) -> str:

@@ -214,7 +214,7 @@ def test_every_claim_finds_its_difference(tmp_path: Path) -> None:
 def test_page_of_results_says_what_the_json_says() -> None:
     page, folder = ROOT / 'docs' / 'results.md', ROOT / 'docs' / 'experiments'
     text = page.read_text(encoding='utf-8')
-    assert sorted(re.findall(r'<!-- begin (\w+) -->', text)) == sorted(STUDIES)
+    assert sorted(re.findall(r'<!-- begin (\w+) -->', text)) == sorted([*STUDIES, 'answer'])
     assert filled(text, folder, 'experiments/') == text
     for name, study in STUDIES.items():
         if (folder / f'{name}.json').exists():
@@ -238,6 +238,18 @@ def test_reports_of_studies_come_into_the_page_above_the_folder(tmp_path: Path) 
     assert '](experiments/growth_vgg16.png)' in text and '](experiments/growth_vgg16.md)' in text
     assert f'10 small runs, 5 seeds each. **Not run:** {STUDIES["growth_vgg16"].small[1].row}' in text
     assert (folder / 'growth_vgg16.json').exists() and (folder / 'index.md').read_text() == 'Nothing.'
+
+
+def test_the_answer_counts_what_is_shown_refuted_and_open(tmp_path: Path) -> None:
+    # the recommended rows stand above plain, DBB far above them, nothing else is there
+    write_report(tmp_path, 'growth_vgg16', STUDIES['growth_vgg16'], results('growth_vgg16', (PLAIN, BEST, DBB)), {}, [],
+                 'the command', {})
+    rows = {line.split(' | ')[0][2:]: line.strip('| ').split(' | ')[1:]
+            for line in part('answer', tmp_path).splitlines()[2:]}
+    below = 'Recommended DyRep is at most 0.1 below static DBB, in at most 0.6 of its time'
+    assert rows['VGG-16, 15 epochs'] == ['15', 'Recommended DyRep is above the plain network', below, '6']
+    assert rows['ResNet-18, 15 epochs'] == ['0', '-', '-', 'all']
+    assert set(rows) == {f'{net}, {epochs} epochs' for net in ('VGG-16', 'ResNet-18') for epochs in (15, 60)}
 
 
 def test_studies_are_found_by_name_and_are_small_alone(tmp_path: Path) -> None:
