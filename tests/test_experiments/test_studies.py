@@ -225,6 +225,23 @@ def test_page_of_results_says_what_the_json_says() -> None:
             assert f'None of its {len(study.small)} small runs has been made yet.' in part(name, folder)
 
 
+def test_readme_says_what_the_json_says() -> None:
+    table = json.loads((ROOT / 'docs' / 'experiments' / 'growth_vgg16.json').read_text())['table']
+    rows = {entry['row']: entry for entry in table}
+    pair, times = rows[BEST]['pairs'][PLAIN], [rows[row]['cpu_seconds']['mean'] for row in (BEST, PLAIN)]
+    text = re.sub(r'\s+', ' ', (ROOT / 'README.md').read_text(encoding='utf-8'))
+    assert f'ends {pair["mean"]:+.2f} points above its plain twin' in text and len(pair['seeds']) == 5
+    assert f'95 % interval {pair["low"]:+.2f} to {pair["high"]:+.2f}' in text
+    assert f'for {times[0] / times[1]:.2f} times the CPU time' in text
+    assert ('a gain could not be shown' in text) == (pair['low'] <= 0)
+    paper = {(run.row, run.column): run.paper for run in EXPERIMENTS['table3'].full}
+    gains = [(paper['DyRep', net]['value'] - paper['Origin', net]['value'],
+              paper['DyRep', net]['macs'] / paper['Origin', net]['macs'])
+             for net in dict.fromkeys(column for _, column in paper)]
+    assert (f'{min(g for g, _ in gains):.1f} to {max(g for g, _ in gains):.1f} points on ImageNet for '
+            f'{min(m for _, m in gains):.2f} to {max(m for _, m in gains):.2f} times the MACs') in text
+
+
 def test_reports_of_studies_come_into_the_page_above_the_folder(tmp_path: Path) -> None:
     write_report(tmp_path / 'reports' / 'growth_vgg16', 'growth_vgg16', STUDIES['growth_vgg16'],
                  results('growth_vgg16', (PLAIN, BEST)), {}, [], 'the command', {})
