@@ -1,6 +1,6 @@
 """Every optimizer that really steps the backbone's parameters: its gradients are looked at, its groups follow."""
 import weakref
-from typing import Any, Callable, Iterator, List, cast
+from typing import Any, Callable, Iterator, List, Type, cast
 
 from torch import nn
 from torch.nn import Parameter
@@ -10,6 +10,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from .gradients import before_each_step
 
 _KNOWN = ('param_groups', 'state', 'defaults')
+# the wrapper around a class's step that calls the hooks
+_HOOKED = Optimizer.profile_hook_step(lambda: None).__code__
 
 
 def with_inner(optimizer: Optimizer) -> List[Optimizer]:
@@ -66,6 +68,23 @@ def _shares(inner: Optimizer, outer: Optimizer) -> bool:
     return all(id(group) in theirs for group in inner.param_groups)
 
 
+def let_hooks_run(kind: Type[Optimizer] = Optimizer) -> None:
+    """Give the classes of optimizers their step hooks back, which PyTorch takes away where anything is compiled.
+
+    Its compiler unwraps the ``step`` of every class of ``torch.optim`` and marks it as wrapped for good.
+
+    Args:
+        kind (type): This class and those derived from it. Defaults to all optimizers.
+    """
+    step = vars(kind).get('step')
+    if getattr(step, 'hooked', False) and getattr(step, '__code__', None) is not _HOOKED:
+        owner: Any = kind
+        owner.step = Optimizer.profile_hook_step(cast(Callable[..., Any], step))
+        owner.step.hooked = True
+    for derived in kind.__subclasses__():
+        let_hooks_run(derived)
+
+
 class Steppers:
     """Looks at the gradients in front of each real step, whoever takes it.
 
@@ -84,6 +103,7 @@ class Steppers:
         self._outer: Any = None
         self._all: List[Optimizer] = []
         self._handle = register_optimizer_step_pre_hook(self._meet)
+        let_hooks_run()
 
     def bind(self, optimizer: Optimizer) -> None:
         """Watch an optimizer; nothing happens if it is watched already.
@@ -91,6 +111,7 @@ class Steppers:
         Raises:
             ValueError: If it would not follow a change.
         """
+        let_hooks_run()
         if optimizer is self._outer:
             return
         check_optimizer(optimizer, cast(nn.Module, self._backbone()))

@@ -10,6 +10,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 from torch import nn
+from torch.optim import Optimizer
 
 from mmdyrep.engine.stepping import check_optimizer
 from tests.processes import free_port
@@ -146,7 +147,20 @@ class Own(Model):
         return dict(loss=loss)
 
 
-def test_an_optimizer_of_the_training_step_with_the_same_groups_is_followed(tmp_path: Path) -> None:
+@pytest.fixture(params=[False, True], ids=['', 'something compiled before'])
+def compiled(request: Any) -> None:
+    """PyTorch's compiler takes the step hooks from the classes of all optimizers, once in a process."""
+    if request.param:
+        torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1))
+        # as the compiler does, where an earlier test has had it done and undone
+        hooked = Optimizer.profile_hook_step(lambda: None).__code__
+        if torch.optim.SGD.step.__code__ is hooked:
+            torch.optim.SGD.step = torch.optim.SGD.step.__wrapped__
+        torch.optim.SGD.step.hooked = True
+        assert torch.optim.SGD.step.__code__ is not hooked
+
+
+def test_an_optimizer_of_the_training_step_with_the_same_groups_is_followed(tmp_path: Path, compiled: None) -> None:
     seen = Trained()
     model = Own(lambda model, wrapper: torch.optim.SGD(wrapper.optimizer.param_groups, lr=0.05, momentum=0.9))
     runner = runner_for(model, tmp_path, epochs=4, hooks=[seen])
@@ -156,7 +170,7 @@ def test_an_optimizer_of_the_training_step_with_the_same_groups_is_followed(tmp_
     assert {id(parameter) for parameter in model.mine[0].state} <= known
 
 
-def test_an_optimizer_of_the_training_step_is_refused_before_its_first_step(tmp_path: Path) -> None:
+def test_an_optimizer_of_the_training_step_is_refused_before_its_first_step(tmp_path: Path, compiled: None) -> None:
     model = Own(lambda model, wrapper: torch.optim.SGD(model.parameters(), lr=0.05))
     before = {name: value.clone() for name, value in model.named_parameters()}
     with pytest.raises(RuntimeError, match='the training steps a SGD that holds parameters of the backbone and is not'):
