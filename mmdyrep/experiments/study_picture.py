@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from mmdyrep.analysis.drawing import FAINT, GRID, INK, PALETTE, new_figure, text_width
 
 from .experiment import Study
+from .pairs import FEWEST
 from .pictures import MARKERS, dress
 
 Table = Sequence[Mapping[str, Any]]
@@ -26,11 +27,11 @@ def draw_study(study: Study, table: Table) -> Figure:
     plain = study.references[0]
     rows = list(dict.fromkeys(entry['row'] for entry in table))
     legend = 0.5 + max(text_width(row, 7) for row in rows)
-    figure = new_figure(5.5 + legend, 3.9)
+    figure = new_figure(5.75 + legend, 3.9)
     width = figure.get_figwidth()
     bases = {entry['column']: entry for entry in table if entry['row'] == plain}
     names = {'executed': 'executed MACs', 'cpu_seconds': 'CPU time'}
-    panels = [figure.add_axes(((0.6 + 2.5 * place) / width, 0.13, 2.1 / width, 0.77)) for place in (0, 1)]
+    panels = [figure.add_axes(((0.8 + 2.55 * place) / width, 0.13, 2.1 / width, 0.77)) for place in (0, 1)]
     for axes, (key, name) in zip(panels, names.items()):
         axes.axhline(0, color=FAINT, linewidth=1)
         costs = [entry[key]['mean'] / bases[entry['column']][key]['mean'] for entry in table
@@ -57,8 +58,8 @@ def draw_study(study: Study, table: Table) -> Figure:
         panels[1].errorbar([], [], label=row, **_style(place))
     panels[1].legend(fontsize=7, frameon=False, loc='upper left', bbox_to_anchor=(1.01, 1))
     several = any('low' in pair for entry in table for pair in entry['pairs'].values())
-    figure.text(0.02, 0.975, study.title + (': mean of the pairs, 95 % interval' if several else ': mean of the pairs'),
-                fontsize=9, color=INK, va='top')
+    kind = 'mean of the pairs' + (f', 95 % interval of {FEWEST} or more' if several else '')
+    figure.text(0.02, 0.975, f'{study.title}: {kind}', fontsize=9, color=INK, va='top')
     return figure
 
 
