@@ -17,12 +17,12 @@ from mmdyrep.models import DyRepBackbone
 from mmdyrep.models.building import build_model
 from mmdyrep.models.finding import find_backbone
 
-from .config_text import RECOMMENDED_UPDATES, Plan, new_style, old_style
+from .config_text import Plan, new_style, old_style
 
 # updates in a training, if no interval is given: the paper's t = 5 for 120 epochs and t = 10 for 300
 UPDATES = 24
-# share of the training in which all updates lie with this package's own settings, as in its studies
-EARLY = 4 / 15
+# with this package's own settings the interval is a 15th, as in its studies, and there are four updates
+RECOMMENDED_INTERVALS = 15
 
 
 def wrap_config(source: str, out: PathLike, space: Union[str, Sequence[str]] = 'dyrep',
@@ -183,8 +183,7 @@ def _schedule(cfg: Config, source: str, interval: Optional[int], recommended: bo
         raise ValueError(f'{source} does not say in its train_cfg how it counts; it needs by_epoch or type')
     total = loop.get('max_epochs' if by_epoch else 'max_iters')
     if interval is None:
-        share = EARLY / RECOMMENDED_UPDATES if recommended else 1 / UPDATES
-        interval = _rounded(total * share) if total else 1
+        interval = _rounded(total / (RECOMMENDED_INTERVALS if recommended else UPDATES)) if total else 1
     if not isinstance(interval, int) or interval < 1 or total and interval > total:
         raise ValueError(f'the interval is a number of {"epochs" if by_epoch else "iterations"} from 1 to the '
                          f'{total} of the training, got {interval}')

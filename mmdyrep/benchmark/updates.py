@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mmdyrep.dynamics import Key, Moment, build_metric
+from mmdyrep.engine.report import counted
 from mmdyrep.engine.scoring import ops_of
 from mmdyrep.engine.updating import Policy, Round, update
 from mmdyrep.models import DyRepBackbone
@@ -67,7 +68,7 @@ def measured(name: str, options: Options) -> List[Dict[str, Any]]:
     own = times['iteration'].seconds
     peaks = {'iteration': peak_bytes(plain, plain.standing, device)}
     for number, online in ((1, False), (4, False), (1, True)):
-        row = f'update, {number} op{"s" * (number > 1)}' + (', online with 4 blocks' if online else '')
+        row = f'update, {counted(number, "op")}' + (', online with 4 blocks' if online else '')
         run = Update(_grown(name, 4 * online, online), x, options, number)
         synchronize(device)
         begin = time.perf_counter()

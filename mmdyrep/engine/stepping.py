@@ -103,7 +103,6 @@ class Steppers:
         self._outer: Any = None
         self._all: List[Optimizer] = []
         self._handle = register_optimizer_step_pre_hook(self._meet)
-        let_hooks_run()
 
     def bind(self, optimizer: Optimizer) -> None:
         """Watch an optimizer; nothing happens if it is watched already.
@@ -111,6 +110,7 @@ class Steppers:
         Raises:
             ValueError: If it would not follow a change.
         """
+        # something may have been compiled since the last iteration
         let_hooks_run()
         if optimizer is self._outer:
             return

@@ -34,18 +34,17 @@ def draw_study(study: Study, table: Table) -> Figure:
     panels = [figure.add_axes(((0.8 + 2.55 * place) / width, 0.13, 2.1 / width, 0.77)) for place in (0, 1)]
     for axes, (key, name) in zip(panels, names.items()):
         axes.axhline(0, color=FAINT, linewidth=1)
-        costs = [entry[key]['mean'] / bases[entry['column']][key]['mean'] for entry in table
+        costs = [(entry, entry[key]['mean'] / bases[entry['column']][key]['mean']) for entry in table
                  if key in entry and key in bases.get(entry['column'], {})]
-        span = max(costs, default=1.0) - min(costs, default=0.0) or 1.0
-        for entry in table:
-            base = bases.get(entry['column'], {})
+        span = max((cost for _, cost in costs), default=0.0) - min((cost for _, cost in costs), default=0.0) or 1.0
+        for entry, cost in costs:
             pair = {'mean': 0.0} if entry['row'] == plain else entry['pairs'].get(plain, {})
-            if 'mean' in pair and key in entry and key in base:
+            if 'mean' in pair:
                 ends = [[pair['mean'] - pair['low']], [pair['high'] - pair['mean']]] if 'low' in pair else None
                 place = rows.index(entry['row'])
                 aside = (place - (len(rows) - 1) / 2) * ASIDE * span
-                axes.errorbar(entry[key]['mean'] / base[key]['mean'] + aside, pair['mean'], yerr=ends, capsize=2,
-                              linewidth=1, markersize=5, **_style(place))
+                axes.errorbar(cost + aside, pair['mean'], yerr=ends, capsize=2, linewidth=1, markersize=5,
+                              **_style(place))
         dress(axes, f'{name}, times the plain network\'s', f'top-1, points above {plain}' if key == 'executed' else '')
         axes.grid(axis='y', color=GRID, linewidth=0.6)
         axes.margins(0.08, 0.12)
